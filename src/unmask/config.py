@@ -1,0 +1,127 @@
+"""The configuration of a run: what `config.json` holds, read and written strictly."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import cattrs
+from cattrs.errors import ClassValidationError, ForbiddenExtraKeysError
+from cattrs.gen import make_dict_structure_fn
+
+from unmask.methods import METHODS, find_method
+from unmask.methods.base import MethodConfig
+from unmask.training.trainer import TrainingConfig
+
+FORMAT = 1
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Everything that defines a pre-training run. Two runs with equal configurations end with equal weights."""
+
+    data: str
+    method: str
+    settings: MethodConfig
+    training: TrainingConfig
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, as in config.json."""
+        return {"format": FORMAT, **dataclasses.asdict(self)}
+
+
+def save_config(config: RunConfig, path: Path) -> None:
+    """Write config.json."""
+    path.write_text(json.dumps(config.as_dict(), indent=2) + "\n")
+
+
+def load_config(path: Path) -> RunConfig:
+    """Read config.json. ValueError, with one sentence, for anything that is not exactly a RunConfig."""
+    try:
+        values = json.loads(path.read_text())
+    except OSError as error:
+        raise ValueError(f"cannot read configuration {path}: {(error.strerror or 'error').lower()}") from error
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(values, dict) or values.get("format") != FORMAT:
+        raise ValueError(f"{path} is not a run configuration of format {FORMAT}")
+    missing = [key for key in ("data", "method", "settings", "training") if key not in values]
+    if missing:
+        raise ValueError(f"{path} lacks {missing[0]!r}")
+    unknown = set(values) - {"format", "data", "method", "settings", "training"}
+    if unknown:
+        raise ValueError(f"{path}: unknown key {min(unknown)!r}")
+    name = str(values["method"])
+    if name not in METHODS:
+        # A configuration file must not make us import code; --method module:Class on the command line may.
+        raise ValueError(f"{path} names method {name!r}, which is not one of {', '.join(METHODS)}")
+    return RunConfig(
+        data=str(values["data"]),
+        method=name,
+        settings=structure(values["settings"], find_method(name).Config, "settings"),
+        training=structure(values["training"], TrainingConfig, "training"),
+    )
+
+
+def structure(values: dict[str, Any], cls: type[T], where: str) -> T:
+    """A configuration dataclass from plain values; unknown keys fail with the nearest known name."""
+    converter = cattrs.Converter(forbid_extra_keys=True)
+
+    def strict(kind: type) -> Any:
+        return make_dict_structure_fn(kind, converter, _cattrs_forbid_extra_keys=True)
+
+    converter.register_structure_hook_factory(dataclasses.is_dataclass, strict)
+    converter.register_structure_hook(float, _number)
+    converter.register_structure_hook(int, _whole)
+    converter.register_structure_hook(bool, _truth)
+    converter.register_structure_hook(str, _text)
+    try:
+        return converter.structure(values, cls)
+    except ClassValidationError as error:
+        raise ValueError(_sentence(error, where)) from error
+
+
+def _number(value: Any, _: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"expected a number, got {value!r}")
+    return float(value)
+
+
+def _whole(value: Any, _: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ValueError(f"expected a whole number, got {value!r}")
+    return value
+
+
+def _truth(value: Any, _: Any) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError(f"expected true or false, got {value!r}")
+    return value
+
+
+def _text(value: Any, _: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"expected text, got {value!r}")
+    return value
+
+
+def _sentence(error: BaseException, where: str) -> str:
+    """The first trouble in a tree of errors, in one sentence."""
+    if isinstance(error, ForbiddenExtraKeysError):
+        key = min(error.extra_fields)
+        known = [field.name for field in dataclasses.fields(error.cl)]
+        near = difflib.get_close_matches(key, known, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
+        return f"{where}: unknown key {key!r}; {hint}"
+    if isinstance(error, BaseExceptionGroup):
+        inner = error.exceptions[0]
+        note = next((note for note in getattr(inner, "__notes__", []) if hasattr(note, "name")), None)
+        return _sentence(inner, f"{where}.{note.name}" if note is not None else where)
+    if isinstance(error, KeyError):
+        return f"{where}: {error} is missing"
+    return f"{where}: {error}"

@@ -1,0 +1,101 @@
+"""Where crops lie in an image, and their pixels.
+
+A box is (top, left, height, width) in pixels of the original, upright image.
+Shape legend: V crops, C channels, H x W pixels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from unmask.data.batch import CropConfig
+from unmask.data.decode import OpenImage
+
+Box = tuple[int, int, int, int]
+
+_TRIES = 10
+_MASK_64 = (1 << 64) - 1
+
+
+def sample_generator(seed: int, epoch: int, index: int) -> np.random.Generator:
+    """The generator of one sample in one epoch: the same in any worker, rank and restart, its own for each triple.
+
+    Philox needs no mixing of its key, and a counter of its own for each index keeps the streams apart.
+    """
+    return np.random.Generator(np.random.Philox(key=[seed & _MASK_64, epoch], counter=[0, 0, index, 0]))
+
+
+def random_box(generator: np.random.Generator, height: int, width: int, crop: CropConfig) -> Box:
+    """A random box of an image of this size, distributed as in torchvision's RandomResizedCrop.
+
+    Area uniform in `crop.scale`, logarithm of the aspect ratio uniform in `crop.ratio`; a box that does not fit is
+    drawn again, ten times, then the largest central box of an allowed ratio is taken.
+    """
+    low, high = math.log(crop.ratio[0]), math.log(crop.ratio[1])
+    for _ in range(_TRIES):
+        area = height * width * generator.uniform(*crop.scale)
+        ratio = math.exp(generator.uniform(low, high))
+        box_width, box_height = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < box_width <= width and 0 < box_height <= height:
+            top = int(generator.integers(height - box_height + 1))
+            left = int(generator.integers(width - box_width + 1))
+            return top, left, box_height, box_width
+    box_height, box_width = height, width
+    if width / height < crop.ratio[0]:
+        box_height = min(height, round(width / crop.ratio[0]))
+    elif width / height > crop.ratio[1]:
+        box_width = min(width, round(height * crop.ratio[1]))
+    # A very long image of one pixel's width still has a box.
+    box_height, box_width = max(box_height, 1), max(box_width, 1)
+    return (height - box_height) // 2, (width - box_width) // 2, box_height, box_width
+
+
+def crop_image(
+    opened: OpenImage, crops: Sequence[CropConfig], generator: np.random.Generator, *, channels: int
+) -> tuple[tuple[UInt8[Tensor, "V C H W"], ...], tuple[Float[Tensor, "V 6"], ...]]:
+    """All random crops of all groups, cut from one decoding, with their boxes as `Batch.boxes` has them.
+
+    Raises DecodeError when the pixels cannot be decoded.
+    """
+    boxes = [[random_box(generator, opened.height, opened.width, crop) for _ in range(crop.count)] for crop in crops]
+    decoded = opened.decode(min_size=_needed_size(opened, crops, boxes), channels=channels)
+    pixels = tuple(
+        torch.stack([decoded.resized(box, crop.height, crop.width) for box in group])
+        for crop, group in zip(crops, boxes, strict=True)
+    )
+    placed = tuple(
+        torch.tensor([(*box, opened.height, opened.width) for box in group], dtype=torch.float32) for group in boxes
+    )
+    return pixels, placed
+
+
+def center_crop(opened: OpenImage, height: int, width: int, *, channels: int) -> UInt8[Tensor, "C H W"]:
+    """The usual evaluation crop: the middle of the image, 224 / 256 of it as far as the shape allows.
+
+    That is a resize of the shorter side to 256 / 224 of the crop's and a central crop, as one cut and one resize;
+    its place is within a pixel of torchvision's. Crops up to 64 pixels lose no margin. Raises DecodeError.
+    """
+    margin = 1.0 if max(height, width) <= 64 else math.ceil(height * 256 / 224) / height
+    scale = min(opened.height / height, opened.width / width) / margin
+    box_height, box_width = max(round(height * scale), 1), max(round(width * scale), 1)
+    box = (opened.height - box_height) // 2, (opened.width - box_width) // 2, box_height, box_width
+    crop = CropConfig(height=height, width=width)
+    decoded = opened.decode(min_size=_needed_size(opened, (crop,), [[box]]), channels=channels)
+    return decoded.resized(box, height, width).contiguous()
+
+
+def _needed_size(opened: OpenImage, crops: Sequence[CropConfig], boxes: list[list[Box]]) -> tuple[int, int]:
+    """Decoded size (height, width) at which every box still has at least the pixels of its crop."""
+    shares = [
+        (crop.height / box[2], crop.width / box[3])
+        for crop, group in zip(crops, boxes, strict=True)
+        for box in group
+    ]
+    down, across = max(share[0] for share in shares), max(share[1] for share in shares)
+    return math.ceil(down * opened.height), math.ceil(across * opened.width)

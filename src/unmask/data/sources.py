@@ -1,0 +1,309 @@
+"""Where images come from: a folder, a list of files, a tar archive, arrays, or what ships with the package.
+
+`open_source` finds the right kind for what a user typed; `labelled` gives the two labelled halves an evaluation needs.
+"""
+
+from __future__ import annotations
+
+import os
+import tarfile
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from unmask.data.idx import IDX_SUFFIXES, idx_file, read_idx
+from unmask.data.index import EXTENSIONS, index_folder, is_image_name
+from unmask.data.layout import TEST_FOLDERS, Layout, Split, arrange, hashed_test_mask
+from unmask.data.paths import PathTable
+
+BUILTIN_FOLDER = Path(__file__).parent / "builtin"
+BUILTIN = ("builtin:emoji", "builtin:fashion-mnist")
+FASHION_CLASSES = (
+    "t-shirt",
+    "trouser",
+    "pullover",
+    "dress",
+    "coat",
+    "sandal",
+    "shirt",
+    "sneaker",
+    "bag",
+    "ankle-boot",
+)
+
+
+class Source(ABC):
+    """A fixed sequence of images, encoded or already decoded.
+
+    `labels` are positions in `classes`, one an image, or None when the images have no classes.
+    """
+
+    name: str
+    labels: NDArray[np.int64] | None
+    classes: tuple[str, ...] | None
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def path(self, index: int) -> str:
+        """Name of the image for logs and reports; always printable."""
+
+    @abstractmethod
+    def read(self, index: int) -> bytes | NDArray[np.uint8]:
+        """The bytes of an image file, or decoded uint8 pixels [H, W, C]. Raises OSError."""
+
+    def subset(self, indices: ArrayLike) -> Source:
+        """The images at these positions, in this order, with their labels."""
+        chosen = np.asarray(indices, dtype=np.int64)
+        labels = None if self.labels is None else self.labels[chosen]
+        return Selection(self, chosen, labels=labels, classes=self.classes)
+
+
+class Selection(Source):
+    """Some images of another source, possibly with labels of their own."""
+
+    def __init__(
+        self,
+        base: Source,
+        indices: NDArray[np.int64],
+        *,
+        labels: NDArray[np.int64] | None,
+        classes: tuple[str, ...] | None,
+    ) -> None:
+        self.name = base.name
+        self.labels = labels
+        self.classes = classes
+        self._base = base
+        self._indices = indices
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def path(self, index: int) -> str:
+        return self._base.path(int(self._indices[index]))
+
+    def read(self, index: int) -> bytes | NDArray[np.uint8]:
+        return self._base.read(int(self._indices[index]))
+
+
+class FileSource(Source):
+    """Image files named relative to a folder."""
+
+    def __init__(self, name: str, root: Path, paths: Sequence[bytes]) -> None:
+        self.name = name
+        self.labels = None
+        self.classes = None
+        self._root = os.fsencode(root)
+        self._paths = paths
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def path(self, index: int) -> str:
+        return os.path.join(self._root, self._paths[index]).decode("utf-8", "backslashreplace")
+
+    def read(self, index: int) -> bytes:
+        with open(os.path.join(self._root, self._paths[index]), "rb") as file:
+            return file.read()
+
+
+class TarSource(Source):
+    """Images in an uncompressed tar archive, read in place by their offsets."""
+
+    def __init__(self, name: str, archive: Path) -> None:
+        """Lists the archive once. Raises tarfile.TarError or OSError when it is none."""
+        self.name = name
+        self.labels = None
+        self.classes = None
+        self._archive = archive
+        with tarfile.open(archive, "r:") as tar:
+            members = {
+                member.name.removeprefix("./").encode("utf-8", "surrogateescape"): member
+                for member in tar
+                if member.isreg() and is_image_name(os.path.basename(os.fsencode(member.name)))
+            }
+        self.paths = PathTable.of(members)
+        self._offsets = np.array([members[path].offset_data for path in self.paths], dtype=np.int64)
+        self._sizes = np.array([members[path].size for path in self.paths], dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def path(self, index: int) -> str:
+        return f"{self.name}/{self.paths[index].decode('utf-8', 'backslashreplace')}"
+
+    def read(self, index: int) -> bytes:
+        # Opened for each image: a handle shared by forked workers would share its position, too.
+        with open(self._archive, "rb") as file:
+            file.seek(int(self._offsets[index]))
+            return file.read(int(self._sizes[index]))
+
+
+class ArraySource(Source):
+    """Images that are already uint8 arrays [H, W, C] (or [H, W]), of any number of channels and any sizes."""
+
+    def __init__(
+        self,
+        name: str,
+        images: Sequence[NDArray[np.uint8]] | NDArray[np.uint8],
+        *,
+        labels: ArrayLike | None = None,
+        classes: tuple[str, ...] | None = None,
+    ) -> None:
+        if labels is not None and len(np.asarray(labels)) != len(images):
+            raise ValueError(f"{name} has {len(images)} images but {len(np.asarray(labels))} labels")
+        self.name = name
+        self.labels = None if labels is None else np.asarray(labels, dtype=np.int64)
+        self.classes = classes
+        self._images = images
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def path(self, index: int) -> str:
+        return f"{self.name}/{index}"
+
+    def read(self, index: int) -> NDArray[np.uint8]:
+        image: NDArray[np.uint8] = self._images[index]
+        return image
+
+
+def open_source(spec: str | Path, *, split: Split = "all") -> Source:
+    """The images a user means by `spec`.
+
+    - a folder: all images below it. With `train/` beside `val/`, `test/`, `valid/` or `validation/`, "train" and
+      "all" are the images in `train/` (pre-training must not see test images); otherwise "all" is everything and a
+      hash of each image's relative path sends about a fifth to "test". Classes are the first-level folders;
+    - a folder with the files of MNIST or Fashion-MNIST (`train-images-idx3-ubyte`, gzipped or not, and so on);
+    - a `.txt` list: one path a line, relative to the list, optionally a tab and a label;
+    - a `.tar` archive, laid out like a folder;
+    - `builtin:emoji`, `builtin:fashion-mnist`.
+
+    Raises ValueError with one sentence when there is no image to be had.
+    """
+    text = str(spec)
+    if text.startswith("builtin:"):
+        return _open_builtin(text, split)
+    path = Path(text).expanduser()
+    if path.is_dir():
+        if idx_file(path, "train", "images") is not None:
+            return _open_idx(text, path, split)
+        return _open_folder(text, path, split)
+    if not path.exists():
+        raise ValueError(f"{text} does not exist")
+    if path.suffix.lower() == ".tar":
+        return _open_tar(text, path, split)
+    if path.suffix.lower() == ".txt":
+        return _open_list(text, path, split)
+    raise ValueError(f"{text} is neither a folder of images, nor a .txt list of image files, nor a .tar archive")
+
+
+def labelled(spec: str | Path) -> tuple[Source, Source]:
+    """The training and the test images of `spec`, with labels that mean the same classes in both.
+
+    Raises ValueError when the images have no classes, only one, or other classes in training than in testing.
+    """
+    train, test = open_source(spec, split="train"), open_source(spec, split="test")
+    for half, part in (("training", train), ("test", test)):
+        if part.labels is None or part.classes is None:
+            raise ValueError(
+                f"the {half} images of {spec} have no labels: put them in one folder a class, as in CLASS/image.jpg"
+            )
+    assert train.classes is not None
+    assert test.classes is not None
+    if train.classes != test.classes:
+        odd = sorted(set(train.classes) ^ set(test.classes))[0]
+        raise ValueError(f"{spec} has not the same classes for training and testing: {odd} is only in one of them")
+    if len(train.classes) < 2:
+        raise ValueError(f"{spec} has only one class, {train.classes[0]}: there is nothing to tell apart")
+    return train, test
+
+
+def _select(base: Source, layout: Layout, spec: str, split: Split) -> Source:
+    if not len(layout.indices):
+        raise ValueError(f"{spec} has no images for the split {split}: it holds only {len(base)}")
+    return Selection(base, layout.indices, labels=layout.labels, classes=layout.classes)
+
+
+def _open_folder(spec: str, folder: Path, split: Split) -> Source:
+    try:
+        paths = index_folder(folder)
+    except OSError as error:
+        raise ValueError(f"{spec} cannot be read: {error.strerror}") from error
+    if not len(paths):
+        kinds = ", ".join(extension.decode().removeprefix(".") for extension in EXTENSIONS)
+        raise ValueError(f"{spec} holds no image (no file ending in {kinds})")
+    return _select(FileSource(spec, folder, paths), arrange(paths, split), spec, split)
+
+
+def _open_tar(spec: str, archive: Path, split: Split) -> Source:
+    try:
+        base = TarSource(spec, archive)
+    except (tarfile.TarError, OSError) as error:
+        raise ValueError(f"{spec} cannot be read as an uncompressed tar archive: {error}") from error
+    if not len(base):
+        raise ValueError(f"{spec} holds no image")
+    return _select(base, arrange(base.paths, split), spec, split)
+
+
+def _open_list(spec: str, file: Path, split: Split) -> Source:
+    """A list is not sorted: its order is the user's. Labels are the sorted distinct words after the tab."""
+    names: list[bytes] = []
+    words: list[bytes] = []
+    try:
+        content = file.read_bytes().removeprefix(b"\xef\xbb\xbf")
+    except OSError as error:
+        raise ValueError(f"{spec} cannot be read: {error.strerror}") from error
+    for line in content.split(b"\n"):
+        name, tab, word = line.rstrip(b"\r").partition(b"\t")
+        if name.strip():
+            names.append(name)
+            if tab:
+                words.append(word.strip())
+    if not names:
+        raise ValueError(f"{spec} lists no image")
+    if words and len(words) != len(names):
+        raise ValueError(f"{spec} has a label on {len(words)} of its {len(names)} lines: label all of them or none")
+    labels, classes = None, None
+    if words:
+        known, labels = np.unique(np.array(words, dtype=object), return_inverse=True)
+        labels = labels.astype(np.int64)
+        classes = tuple(word.decode("utf-8", "backslashreplace") for word in known)
+    indices = np.arange(len(names))
+    if split != "all":
+        hidden = hashed_test_mask(names, labels)
+        indices = np.flatnonzero(hidden if split == "test" else ~hidden)
+    layout = Layout(indices, None if labels is None else labels[indices], classes)
+    return _select(FileSource(spec, file.parent, names), layout, spec, split)
+
+
+def _open_idx(spec: str, folder: Path, split: Split) -> Source:
+    part = "t10k" if split == "test" else "train"
+    images, labels = idx_file(folder, part, "images"), idx_file(folder, part, "labels")
+    if images is None or labels is None:
+        raise ValueError(f"{spec} lacks the images or the labels of {part} (IDX files, {' or '.join(IDX_SUFFIXES)})")
+    values = read_idx(labels)
+    return ArraySource(
+        f"{spec}/{part}",
+        read_idx(images),
+        labels=values,
+        classes=tuple(str(label) for label in range(int(values.max(initial=0)) + 1)),
+    )
+
+
+def _open_builtin(spec: str, split: Split) -> Source:
+    if spec == "builtin:emoji":
+        return _open_tar(spec, BUILTIN_FOLDER / "emoji.tar", split)
+    if spec == "builtin:fashion-mnist":
+        part = "test" if split == "test" else "train"
+        return ArraySource(
+            f"{spec}/{part}",
+            read_idx(BUILTIN_FOLDER / f"fashion-mnist-{part}-images.idx.xz"),
+            labels=read_idx(BUILTIN_FOLDER / f"fashion-mnist-{part}-labels.idx.xz"),
+            classes=FASHION_CLASSES,
+        )
+    raise ValueError(f"{spec} is not built in: choose one of {', '.join(BUILTIN)}")

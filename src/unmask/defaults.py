@@ -1,0 +1,90 @@
+"""Defaults that follow from the data: image size, patch, batch and workers, where the user says nothing."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, replace
+
+from unmask.data.loader import mean_and_std, median_size
+from unmask.data.sources import Source
+from unmask.methods.base import IMAGENET_MEAN, MethodConfig
+
+FULL_SIZE = 224
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wishes:
+    """What the user asked for; None leaves the choice to the data."""
+
+    encoder: str | None = None
+    image_size: tuple[int, int] | None = None
+    patch_size: int | None = None
+    channels: int | None = None
+    normalisation: str = "imagenet"
+    batch_size: int | None = None
+    lr: float | None = None
+    workers: int | None = None
+
+
+def default_patch(side: int) -> int:
+    """A patch size that cuts a side of `side` pixels into 8 to 20 patches or so: 16, 8 or 4."""
+    return 16 if side >= 160 else 8 if side >= 56 else 4
+
+
+def default_side(median: int, patch: int) -> int:
+    """The side of square crops for images of this median side: at most 224, a multiple of two patches."""
+    step = 2 * patch
+    return max(step * 2, min(FULL_SIZE, step * int(median / step + 0.5)))
+
+
+def default_batch(samples: int, accelerated: bool) -> int:
+    """The largest power of two up to 256 (64 without a GPU) that leaves at least four steps an epoch."""
+    batch = 256 if accelerated else 64
+    while batch > 1 and batch * 4 > samples:
+        batch //= 2
+    return batch
+
+
+def default_workers() -> int:
+    """As many decoding processes as there are processors for us, at most 8."""
+    return min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+
+
+def fit_settings(settings: MethodConfig, wishes: Wishes, source: Source) -> tuple[MethodConfig, list[str]]:
+    """A method's settings for this data, and a sentence for everything that was chosen."""
+    notes: list[str] = []
+    encoder = settings.encoder
+    if wishes.encoder is not None:
+        encoder = replace(encoder, name=wishes.encoder)
+    if wishes.channels is not None:
+        encoder = replace(encoder, channels=wishes.channels)
+    if wishes.image_size is not None:
+        height, width = wishes.image_size
+        patch = wishes.patch_size or (encoder.patch_size or default_patch(min(height, width)))
+    else:
+        median = min(median_size(source))
+        patch = wishes.patch_size or (encoder.patch_size or default_patch(median))
+        height = width = default_side(median, patch)
+        notes.append(f"crops of {height}x{width} pixels in patches of {patch}, for images of median side {median}")
+    settings = replace(
+        settings.for_images(height, width),
+        encoder=replace(encoder, image_height=height, image_width=width, patch_size=patch),
+        **_normalisation(settings, encoder.channels, wishes.normalisation, source, notes),
+    )
+    if wishes.lr is not None:
+        settings = replace(settings, optimizer=replace(settings.optimizer, lr=wishes.lr, lr_batch=None))
+    return settings, notes
+
+
+def _normalisation(
+    settings: MethodConfig, channels: int, wish: str, source: Source, notes: list[str]
+) -> dict[str, tuple[float, ...]]:
+    if wish == "data" or channels != len(IMAGENET_MEAN):
+        mean, std = mean_and_std(source, channels=channels)
+        notes.append(f"mean {_rounded(mean)} and deviation {_rounded(std)}, computed from the data")
+        return {"mean": _rounded(mean), "std": _rounded(std)}
+    return {"mean": settings.mean, "std": settings.std}
+
+
+def _rounded(values: tuple[float, ...]) -> tuple[float, ...]:
+    return tuple(round(value, 4) for value in values)

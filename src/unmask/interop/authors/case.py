@@ -1,0 +1,103 @@
+"""What a golden case is in our terms, and the parts of reading one that methods share.
+
+Shape legend: B samples, C channels, H x W pixels, N patches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from unmask.interop.authors.names import NameTable
+from unmask.methods.base import IMAGENET_MEAN, IMAGENET_STD, Method
+from unmask.models.encoder import EncoderConfig
+from unmask.optimisation import OptimizerConfig
+from unmask.views import Views, normalise, to_float
+
+Json = dict[str, Any]
+Tensors = dict[str, Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Authors:
+    """How to read the golden cases and checkpoints of one method's authors."""
+
+    names: NameTable
+    """Online and target networks: the authors' names to ours."""
+    target_names: NameTable
+    """Names in a table of the target alone ("final_teacher_norms"); empty where the method has none."""
+    build: Callable[[Json], Method]
+    """The method of a case, with all its hyper-parameters."""
+    views: Callable[[Json, Tensors, int], Views]
+    """Recorded inputs of a step, in float64."""
+    losses: dict[str, str]
+    """Our name of a loss to the name of the recorded tensor."""
+    convert: Callable[[Json, str, Tensor], Tensor] | None = None
+    """Change of layout of a parameter, by the authors' name, where ours differs."""
+    predict: Callable[[Method, Views], Tensor] | None = None
+    """What "pred_first" holds: a prediction of the first step before any update."""
+
+
+def mean_and_std(case: Json) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """A case's normalisation; ImageNet's where it names none."""
+    return tuple(case.get("mean", IMAGENET_MEAN)), tuple(case.get("std", IMAGENET_STD))
+
+
+def image_views(case: Json, tensors: Tensors, step: int) -> Views:
+    """Views of a step from `images`, `images_target` (where recorded) and `masks`."""
+    mean, std = mean_and_std(case)
+
+    def view(name: str) -> Tensor:
+        return normalise(to_float(tensors[name][step], dtype=torch.float64), mean, std)
+
+    return Views(
+        online=view("images"),
+        target=view("images_target") if "images_target" in tensors else None,
+        mask_BN=tensors["masks"][step].bool(),
+    )
+
+
+def encoder_config(case: Json, **changes: Any) -> EncoderConfig:
+    """The encoder of a case: a plain ViT of the recorded size."""
+    image = case["image"]
+    height, width = image if isinstance(image, list) else (image, image)
+    return EncoderConfig(
+        name="vit_base_patch16_224",
+        image_height=height,
+        image_width=width,
+        patch_size=case["patch"],
+        width=case["embed_dim"],
+        depth=case["depth"],
+        heads=case["heads"],
+        mlp_ratio=case.get("mlp_ratio", 4),
+        drop_path=case.get("drop_path", 0.0),
+        **changes,
+    )
+
+
+def optimizer_config(case: Json) -> OptimizerConfig:
+    """AdamW as recorded; the learning rate of each step is read apart."""
+    return OptimizerConfig(
+        lr=0.0,
+        lr_batch=None,
+        betas=tuple(case["betas"]),
+        eps=case.get("eps", 1e-8),
+        weight_decay=case["weight_decay"],
+        clip=case.get("clip", case.get("clip_grad_norm")),
+    )
+
+
+def per_step(case: Json, tensors: Tensors, name: str, steps: int) -> list[float] | None:
+    """A quantity of every step: recorded as a tensor, as a list in the JSON, or as one constant; None if absent."""
+    if name in tensors:
+        return [float(value) for value in tensors[name]]
+    recorded = case.get(f"{name}_per_step", case.get(name))
+    if recorded is None:
+        return None
+    if isinstance(recorded, list):
+        return [float(value) for value in recorded]
+    return [float(recorded)] * steps

@@ -1,0 +1,160 @@
+"""What every method is: a module that turns a batch into named losses, and says how it wants to be trained.
+
+Shape legend: B samples, C channels, H x W pixels, N patches.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, replace
+from typing import Annotated, ClassVar
+
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from typing_extensions import Doc
+
+from unmask.colour import ColourConfig
+from unmask.data.batch import Batch, CropConfig
+from unmask.masking import MaskConfig, sample_mask
+from unmask.models.encoder import Encoder, EncoderConfig
+from unmask.optimisation import OptimizerConfig
+from unmask.views import Views, generators, shared_crop_views
+
+Losses = dict[str, Tensor]
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodConfig:
+    """What all methods' configurations share."""
+
+    encoder: Annotated[EncoderConfig, Doc("The encoder that is pre-trained.")] = EncoderConfig()
+    mask: Annotated[MaskConfig, Doc("Which patches are hidden.")]
+    crop_scale: Annotated[tuple[float, float], Doc("Range of the share of the image's area that a crop covers.")]
+    mean: Annotated[tuple[float, ...], Doc("Mean of each channel, of values in [0, 1]. [ImageNet]")] = IMAGENET_MEAN
+    std: Annotated[tuple[float, ...], Doc("Deviation of each channel. [ImageNet]")] = IMAGENET_STD
+    optimizer: Annotated[OptimizerConfig, Doc("AdamW and its schedule.")]
+
+    def __post_init__(self) -> None:
+        channels = self.encoder.channels
+        for what, values in (("mean", self.mean), ("std", self.std)):
+            if len(values) != channels:
+                raise ValueError(f"{what} has {len(values)} values for images of {channels} channels")
+        low, high = self.crop_scale
+        if not 0 < low <= high <= 1:
+            raise ValueError(f"crop scale must be a range within (0, 1], got {low} to {high}")
+
+    def for_images(self, height: int, width: int) -> MethodConfig:
+        """This configuration for images of another size. Methods whose views count pixels scale them here too."""
+        return replace(self, encoder=replace(self.encoder, image_height=height, image_width=width))
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodInfo:
+    """A row of the table of methods."""
+
+    title: str
+    idea: str
+    paper: str
+    year: int
+    family: str
+    online_input: str
+    target: str
+    objective: str
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What a method can show of itself for some views, for pictures.
+
+    reconstruction_BCHW: normalised pixels for all patches. similarity_BNN: for ConMIM, probability that the query at
+    the first position belongs to the key at the second. Either is None where the method has no such thing.
+    """
+
+    reconstruction_BCHW: Float[Tensor, "B C H W"] | None = None
+    similarity_BNN: Float[Tensor, "B N N"] | None = None
+
+
+class Method(nn.Module, ABC):
+    """A self-supervised method: its networks, its views, its losses and when its target moves.
+
+    In anybody's own loop: `losses = method(batch)`, `sum(losses.values()).backward()`, an optimizer step, then
+    `method.update_target(progress)`.
+    """
+
+    info: ClassVar[MethodInfo]
+    Config: ClassVar[type[MethodConfig]]
+    config: MethodConfig
+
+    @property
+    @abstractmethod
+    def crops(self) -> tuple[CropConfig, ...]:
+        """The crops that the data workers cut for this method."""
+
+    @abstractmethod
+    def make_views(self, batch: Batch) -> Views:
+        """Batched views and masks of a batch of crops, on the crops' device, drawn from the batch's seed."""
+
+    @abstractmethod
+    def losses(self, views: Views) -> Losses:
+        """Named, weighted losses of the paper; what is minimised is their sum."""
+
+    @abstractmethod
+    def update_target(self, progress: float) -> None:
+        """Move the target network (if there is one) after an optimizer step; progress of the training in [0, 1]."""
+
+    @abstractmethod
+    def decays(self, name: str, parameter: Tensor) -> bool:
+        """Whether the authors decay this trainable parameter."""
+
+    @abstractmethod
+    def exported(self) -> Encoder:
+        """The encoder that is worth keeping: the one that the authors fine-tune."""
+
+    @abstractmethod
+    def inspect(self, views: Views) -> Inspection:
+        """What pictures of this method show; call it in eval mode without gradients."""
+
+    def forward(self, batch: Batch) -> Losses:
+        """Losses of a batch of crops."""
+        return self.losses(self.make_views(batch))
+
+
+def only_crop(batch: Batch) -> Tensor:
+    """The uint8 crops [B, C, H, W] of a batch that holds one crop of each image."""
+    if len(batch.crops) != 1 or batch.crops[0].shape[1] != 1:
+        raise ValueError("this method takes one crop of each image; give it Batch.of(images)")
+    return batch.crops[0][:, 0]
+
+
+def one_crop(encoder: Encoder, config: MethodConfig) -> tuple[CropConfig, ...]:
+    """The one crop of each image, of the encoder's size, that methods with a single geometry take."""
+    height, width = encoder.image_size
+    return (CropConfig(height=height, width=width, scale=config.crop_scale),)
+
+
+def shared_views(batch: Batch, encoder: Encoder, config: MethodConfig, colour: ColourConfig | None) -> Views:
+    """Views of one geometry: flipped crops for the online network, the same ones coloured for the target, and masks."""
+    images_BCHW = only_crop(batch)
+    host, device = generators(batch.seed, images_BCHW.device)
+    online, target = shared_crop_views(
+        images_BCHW, colour=colour, mean=config.mean, std=config.std, generator=host
+    )
+    mask_BN = sample_mask(
+        config.mask, len(images_BCHW), encoder.grid, generator=device, device=images_BCHW.device
+    )
+    return Views(online=online, target=target, mask_BN=mask_BN)
+
+
+def one_dimensional(name: str, parameter: Tensor) -> bool:
+    """Whether a parameter is a bias or a norm's weight: what all authors leave undecayed (timm's rule)."""
+    return parameter.ndim <= 1 or name.endswith(".bias")
+
+
+def check_mask(mask_BN: Bool[Tensor, "B N"] | None) -> Bool[Tensor, "B N"]:
+    """The mask of views that must have one."""
+    if mask_BN is None:
+        raise ValueError("this method needs views with a mask")
+    return mask_BN

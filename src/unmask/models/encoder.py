@@ -1,0 +1,358 @@
+"""A timm ViT that can also see only some patches (drop) or mask tokens in their place (replace).
+
+Shape legend: B images, C channels, H x W pixels, N patches (row-major), P prefix tokens (class token, registers),
+L tokens that the blocks see (P + N, or P + visible), D width, h heads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+import timm
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from timm.layers import PatchEmbed, resample_abs_pos_embed
+from timm.models.beit import Beit
+from timm.models.eva import Eva
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils.checkpoint import checkpoint
+from typing_extensions import Doc
+
+from unmask.masking import visible_indices
+from unmask.models.initialise import xavier_linears_, xavier_patches_
+from unmask.models.positions import sincos_positions
+
+TimmViT = VisionTransformer | Beit | Eva
+FAMILIES = "vit_*, deit*, beit*, eva02_* and their kin"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderConfig:
+    """Which timm ViT, and what is changed in it. None keeps what the name says."""
+
+    name: Annotated[str, Doc("Name of a timm ViT (vit_*, deit3_*, beit*, eva02_*).")] = "vit_small_patch16_224"
+    image_height: Annotated[int, Doc("Height of the images, in pixels; a multiple of the patch size.")] = 224
+    image_width: Annotated[int, Doc("Width of the images, in pixels; a multiple of the patch size.")] = 224
+    patch_size: Annotated[int | None, Doc("Side of a square patch, in pixels.")] = None
+    channels: Annotated[int, Doc("Channels of the images.")] = 3
+    width: Annotated[int | None, Doc("Width of the tokens.")] = None
+    depth: Annotated[int | None, Doc("Number of transformer blocks.")] = None
+    heads: Annotated[int | None, Doc("Attention heads of each block.")] = None
+    mlp_ratio: Annotated[float | None, Doc("Hidden width of a block's MLP by its width.")] = None
+    position: Annotated[
+        Literal["native", "learned", "sincos", "relative", "none"],
+        Doc(
+            "native: as timm has it; learned or fixed sincos: one vector a position; relative: BEiT's table of biases, "
+            "shared by all blocks (a vit_* name is then built as timm's Beit of the same size)."
+        ),
+    ] = "native"
+    layer_scale: Annotated[float | None, Doc("Initial value of layer scale; 0 switches it off.")] = None
+    drop_path: Annotated[float, Doc("Stochastic depth of the last block (grows linearly with depth).")] = 0.0
+    init: Annotated[
+        Literal["timm", "xavier"],
+        Doc("timm: truncated normal .02 (BEiT also divides by sqrt(2 x block)); xavier: uniform, as MAE's authors."),
+    ] = "timm"
+    checkpointing: Annotated[
+        bool, Doc("Recompute activations in the backward pass: less memory, about a third more time.")
+    ] = False
+
+
+def timm_arguments(config: EncoderConfig) -> tuple[str, dict[str, Any]]:
+    """The timm name and arguments that rebuild this encoder by `timm.create_model(name, **arguments)` alone."""
+    name = config.name
+    # The size is read from a model without memory: timm keeps no table of it.
+    try:
+        with torch.device("meta"):
+            model = timm.create_model(name, pretrained=False, num_classes=0)
+    except RuntimeError as error:
+        near = timm.list_models(f"*{name.split('_')[0]}*{name.split('_')[-1] if '_' in name else ''}*")[:3]
+        hint = f"; near names: {', '.join(near)}" if near else ""
+        raise ValueError(f"timm knows no model named {name!r}{hint}") from error
+    if not isinstance(model, TimmViT) or not isinstance(model.patch_embed, PatchEmbed):
+        raise ValueError(f"{name!r} is not a plain ViT; use one of {FAMILIES}")
+    patch_height, patch_width = model.patch_embed.patch_size
+    patch = config.patch_size or patch_height
+    if config.patch_size is None and patch_height != patch_width:
+        raise ValueError(f"{name!r} has patches that are not square")
+    for what, pixels in (("height", config.image_height), ("width", config.image_width)):
+        if pixels < patch or pixels % patch:
+            raise ValueError(f"image {what} {pixels} is not divisible by the patch size {patch}")
+    arguments: dict[str, Any] = {
+        "num_classes": 0,
+        "img_size": (config.image_height, config.image_width),
+        "patch_size": patch,
+        "in_chans": config.channels,
+        "global_pool": "avg",
+        "drop_path_rate": config.drop_path,
+    }
+    # The final norm stands before pooling, so that tokens and pooled features come from the same norm.
+    arguments["fc_norm" if isinstance(model, VisionTransformer) else "use_fc_norm"] = False
+    if isinstance(model, Eva):
+        arguments["use_post_transformer_norm"] = True
+    if config.position == "relative" and not isinstance(model, Beit):
+        if isinstance(model, Eva):
+            raise ValueError(f"{name!r} has rotary positions; position 'relative' needs a vit_* or beit* name")
+        name = "beit_base_patch16_224"
+        first = model.blocks[0]
+        arguments |= {
+            "embed_dim": model.embed_dim,
+            "depth": len(model.blocks),
+            "num_heads": first.attn.num_heads,
+            "mlp_ratio": first.mlp.fc1.out_features / model.embed_dim,
+            "init_values": None,
+        }
+        arguments.pop("fc_norm", None)
+        arguments["use_fc_norm"] = False
+    is_beit = isinstance(model, Beit) or config.position == "relative"
+    if is_beit and config.position != "native":
+        if config.position == "sincos":
+            raise ValueError(f"{config.name!r} adds positions to attention; choose position 'relative' or 'learned'")
+        arguments["use_abs_pos_emb"] = config.position == "learned"
+        arguments["use_shared_rel_pos_bias"] = config.position == "relative"
+        arguments["use_rel_pos_bias"] = False
+    elif isinstance(model, Eva) and config.position not in ("native", "learned"):
+        raise ValueError(f"{name!r} has rotary positions; choose position 'native'")
+    elif isinstance(model, VisionTransformer) and not is_beit and config.position != "native":
+        arguments["pos_embed"] = "none" if config.position == "none" else "learn"
+    for key, value in (
+        ("embed_dim", config.width),
+        ("depth", config.depth),
+        ("num_heads", config.heads),
+        ("mlp_ratio", config.mlp_ratio),
+    ):
+        if value is not None:
+            arguments[key] = value
+    width = arguments.get("embed_dim", model.embed_dim)
+    heads = arguments.get("num_heads", model.blocks[0].attn.num_heads)
+    if width % heads:
+        raise ValueError(f"encoder width {width} is not divisible by its {heads} heads")
+    if config.layer_scale is not None:
+        arguments["init_values"] = config.layer_scale or None
+    return name, arguments
+
+
+class Encoder(nn.Module):
+    """A timm ViT in three input modes: all patches (full), visible patches only (drop), mask tokens (replace)."""
+
+    def __init__(self, config: EncoderConfig, *, mask_token: bool) -> None:
+        super().__init__()
+        self.config = config
+        name, arguments = timm_arguments(config)
+        self.vit: TimmViT = timm.create_model(name, pretrained=False, **arguments)
+        self.mask_token = nn.Parameter(torch.empty(1, 1, self.width)) if mask_token else None
+        if config.init == "xavier":
+            xavier_linears_(self.vit)
+            xavier_patches_(self.vit.patch_embed.proj)
+            if self.vit.cls_token is not None:
+                nn.init.normal_(self.vit.cls_token, std=0.02)
+        if self.mask_token is not None:
+            nn.init.trunc_normal_(self.mask_token, std=0.02)
+        if config.position == "sincos":
+            self._set_sincos()
+
+    def _set_sincos(self) -> None:
+        assert isinstance(self.vit, VisionTransformer)
+        prefix = 0 if self.vit.no_embed_class else self.prefix
+        self.vit.pos_embed = nn.Parameter(
+            sincos_positions(self.grid, self.width, prefix=prefix).to(self.vit.patch_embed.proj.weight),
+            requires_grad=False,
+        )
+
+    @property
+    def width(self) -> int:
+        """Width D of the tokens."""
+        return int(self.vit.embed_dim)
+
+    @property
+    def depth(self) -> int:
+        """Number of transformer blocks."""
+        return len(self.vit.blocks)
+
+    @property
+    def prefix(self) -> int:
+        """Number P of tokens before the patches: class token and registers."""
+        return int(self.vit.num_prefix_tokens)
+
+    @property
+    def has_class_token(self) -> bool:
+        """Whether the first token is a class token."""
+        return self.vit.cls_token is not None
+
+    @property
+    def patch(self) -> tuple[int, int]:
+        """Height and width of a patch, in pixels."""
+        height, width = self.vit.patch_embed.patch_size
+        return int(height), int(width)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of patches."""
+        rows, columns = self.vit.patch_embed.grid_size
+        return int(rows), int(columns)
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width of the images, in pixels."""
+        return self.grid[0] * self.patch[0], self.grid[1] * self.patch[1]
+
+    def set_image_size(self, height: int, width: int) -> None:
+        """Take images of another size from now on: learned positions and bias tables are interpolated (timm's way),
+        sin-cos positions are computed anew. Both must be multiples of the patch size."""
+        for what, pixels, patch in (("height", height, self.patch[0]), ("width", width, self.patch[1])):
+            if pixels < patch or pixels % patch:
+                raise ValueError(f"image {what} {pixels} is not divisible by the patch size {patch}")
+        self.vit.set_input_size(img_size=(height, width))
+        if self.config.position == "sincos":
+            self._set_sincos()
+
+    def forward(
+        self,
+        images_BCHW: Float[Tensor, "B C H W"],
+        *,
+        drop_BN: Bool[Tensor, "B N"] | None = None,
+        replace_BN: Bool[Tensor, "B N"] | None = None,
+    ) -> Float[Tensor, "B L D"]:
+        """Tokens after the final norm, prefix tokens first.
+
+        drop_BN: hidden patches are left out (MAE); every sample must hide the same number; L = P + visible, in
+        row-major order. replace_BN: hidden patches enter as the learnt mask token, before positions are added (BEiT,
+        SimMIM, ConMIM); L = P + N. Neither: all patches. Absolute positions follow images of another size by
+        interpolation; relative ones need `set_image_size` first.
+        """
+        assert drop_BN is None or replace_BN is None, "patches are dropped or replaced, not both"
+        tokens_BLD, context = self._embed(images_BCHW, drop_BN, replace_BN)
+        for block in self.vit.blocks:
+            if self.config.checkpointing and torch.is_grad_enabled():
+                tokens_BLD = checkpoint(block, tokens_BLD, use_reentrant=False, **context)
+            else:
+                tokens_BLD = block(tokens_BLD, **context)
+        return self.vit.norm(tokens_BLD)
+
+    def patches(self, tokens_BLD: Float[Tensor, "B L D"]) -> Float[Tensor, "B N D"]:
+        """The patch tokens among `tokens_BLD`."""
+        return tokens_BLD[:, self.prefix :]
+
+    def pool(
+        self, tokens_BLD: Float[Tensor, "B L D"], pooling: Literal["mean", "class"] = "mean"
+    ) -> Float[Tensor, "B D"]:
+        """One feature an image: mean of the patch tokens, or the class token."""
+        if pooling == "mean":
+            return self.patches(tokens_BLD).mean(dim=1)
+        if not self.has_class_token:
+            raise ValueError("this encoder has no class token; pool by mean")
+        return tokens_BLD[:, 0]
+
+    @torch.no_grad()
+    def attention(self, images_BCHW: Float[Tensor, "B C H W"]) -> Float[Tensor, "B h N"]:
+        """For each head of the last block, how much the class token (or, without one, the mean patch) attends to each
+        patch; a picture for people, not part of any loss."""
+        tokens_BLD, context = self._embed(images_BCHW, None, None)
+        for block in self.vit.blocks[:-1]:
+            tokens_BLD = block(tokens_BLD, **context)
+        with _RecordAttention() as record:
+            self.vit.blocks[-1](tokens_BLD, **context)
+        assert record.attention is not None, "the last block did not use scaled dot-product attention"
+        queries = slice(0, 1) if self.has_class_token else slice(self.prefix, None)
+        return record.attention[:, :, queries, self.prefix :].mean(dim=2)
+
+    def _embed(
+        self, images_BCHW: Tensor, drop_BN: Tensor | None, replace_BN: Tensor | None
+    ) -> tuple[Tensor, dict[str, Tensor | None]]:
+        """Tokens that enter the first block, and what every block needs beside them (bias or rotation)."""
+        vit = self.vit
+        _, channels, height, width = images_BCHW.shape
+        if channels != self.config.channels:
+            raise ValueError(f"the encoder takes {self.config.channels} channels, got images of {channels}")
+        (ph, pw) = self.patch
+        if height % ph or width % pw:
+            raise ValueError(f"image size {height}x{width} is not divisible by the patch size {ph}x{pw}")
+        grid = (height // ph, width // pw)
+        patches_BND = vit.patch_embed.norm(vit.patch_embed.proj(images_BCHW).flatten(2).transpose(1, 2))
+        if replace_BN is not None:
+            if self.mask_token is None:
+                raise ValueError("this encoder was built without a mask token; build it with mask_token=True")
+            token = self.mask_token.to(patches_BND.dtype)
+            patches_BND = torch.where(replace_BN[..., None], token, patches_BND)
+
+        # Prefix tokens and patches get their positions apart, so that dropping patches is one gather in between.
+        batch = patches_BND.shape[0]
+        prefix = [] if vit.cls_token is None else [vit.cls_token]
+        if not isinstance(vit, Beit) and vit.reg_token is not None:
+            prefix.append(vit.reg_token)
+        prefix_1PD = torch.cat(prefix, dim=1) if prefix else None
+        if vit.pos_embed is not None:
+            positioned_prefix = 0 if not isinstance(vit, Beit) and vit.no_embed_class else self.prefix
+            position = vit.pos_embed
+            if grid != self.grid:
+                position = resample_abs_pos_embed(
+                    position, new_size=list(grid), old_size=list(self.grid), num_prefix_tokens=positioned_prefix
+                )
+            patches_BND = patches_BND + position[:, positioned_prefix:]
+            if prefix_1PD is not None and positioned_prefix:
+                prefix_1PD = prefix_1PD + position[:, :positioned_prefix]
+        visible_BV = None if drop_BN is None else visible_indices(drop_BN)
+        if visible_BV is not None:
+            patches_BND = patches_BND.gather(1, visible_BV[..., None].expand(-1, -1, patches_BND.shape[-1]))
+        tokens = patches_BND
+        if prefix_1PD is not None:
+            tokens = torch.cat([prefix_1PD.to(patches_BND.dtype).expand(batch, -1, -1), patches_BND], dim=1)
+        tokens = vit.pos_drop(tokens)
+        if not isinstance(vit, Beit):
+            tokens = vit.norm_pre(tokens)
+        return tokens, self._context(grid, visible_BV)
+
+    def _context(self, grid: tuple[int, int], visible_BV: Tensor | None) -> dict[str, Tensor | None]:
+        vit = self.vit
+        if isinstance(vit, VisionTransformer):
+            return {}
+        if grid != self.grid:
+            raise ValueError(
+                f"relative positions were built for {self.grid[0]}x{self.grid[1]} patches, got {grid[0]}x{grid[1]}; "
+                "call set_image_size first"
+            )
+        if isinstance(vit, Beit):
+            if vit.rel_pos_bias is None:
+                if visible_BV is not None and vit.blocks[0].attn.relative_position_bias_table is not None:
+                    raise ValueError("patches cannot be dropped where every block has its own relative positions")
+                return {"shared_rel_pos_bias": None}
+            bias_hLL = vit.rel_pos_bias()
+            if visible_BV is None:
+                return {"shared_rel_pos_bias": bias_hLL}
+            batch = visible_BV.shape[0]
+            kept_BL = torch.cat(
+                [
+                    torch.arange(self.prefix, device=visible_BV.device).expand(batch, -1),
+                    visible_BV + self.prefix,
+                ],
+                dim=1,
+            )
+            bias_hBLL = bias_hLL[:, kept_BL[:, :, None], kept_BL[:, None, :]]
+            return {"shared_rel_pos_bias": bias_hBLL.transpose(0, 1)}
+        if vit.rope is None:
+            return {"rope": None}
+        if vit.rope_mixed:
+            raise ValueError(f"{self.config.name!r} has a rotation of its own in every block, which is not supported")
+        rope_NR = vit.rope.get_embed()
+        return {"rope": rope_NR if visible_BV is None else rope_NR[visible_BV][:, None]}
+
+
+class _RecordAttention(TorchFunctionMode):
+    """Notes the attention weights of the last call of scaled_dot_product_attention, whichever block made it."""
+
+    attention: Tensor | None = None
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is F.scaled_dot_product_attention:
+            query, key = args[0], args[1]
+            logits = query @ key.transpose(-2, -1) * query.shape[-1] ** -0.5
+            bias = kwargs.get("attn_mask")
+            self.attention = (logits if bias is None else logits + bias).softmax(dim=-1)
+        return func(*args, **kwargs)

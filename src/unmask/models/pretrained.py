@@ -1,0 +1,131 @@
+"""An encoder with what one must know to use it: a safetensors file whose header says how to build and feed it.
+
+timm alone loads such a file:
+
+    header = json.loads(safe_open("encoder.safetensors", "pt").metadata()["unmask_encoder"])
+    model = timm.create_model(header["timm_name"], **header["timm_arguments"])
+    model.load_state_dict(load_file("encoder.safetensors"))
+
+`model(images)` is then the mean of the patch tokens after the final norm, for images normalised by the header's
+"mean" and "std".
+
+Shape legend: B images, C channels, H x W pixels, D width.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import timm
+import torch
+from jaxtyping import Float, UInt8
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from unmask.models.encoder import Encoder, EncoderConfig, timm_arguments
+from unmask.views import normalise, to_float
+
+HEADER = "unmask_encoder"
+FORMAT = 1
+Pooling = Literal["mean", "class"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainedEncoder:
+    """An encoder, the normalisation it was trained with, and where it comes from."""
+
+    encoder: Encoder
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    origin: str
+
+    @torch.no_grad()
+    def features(
+        self, images_BCHW: UInt8[Tensor, "B C H W"], pooling: Pooling = "mean"
+    ) -> Float[Tensor, "B D"]:
+        """Pooled float32 features of uint8 images, computed where the encoder is, returned on the CPU."""
+        device = next(self.encoder.parameters()).device
+        images = normalise(to_float(images_BCHW.to(device)), self.mean, self.std)
+        return self.encoder.pool(self.encoder(images), pooling).float().cpu()
+
+    def to(self, device: torch.device) -> PretrainedEncoder:
+        """The same encoder, moved to `device` and set to eval mode."""
+        self.encoder.to(device).eval()
+        return self
+
+
+def encoder_file(
+    encoder: Encoder, *, mean: tuple[float, ...], std: tuple[float, ...], facts: dict[str, Any]
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of an encoder file. `facts` (method, version, ...) stand beside in the header."""
+    name, arguments = timm_arguments(encoder.config)
+    header = {
+        "format": FORMAT,
+        "timm_name": name,
+        # Stochastic depth is for training; whoever loads the encoder decides anew.
+        "timm_arguments": arguments | {"drop_path_rate": 0.0},
+        "mean": mean,
+        "std": std,
+        "encoder": dataclasses.asdict(encoder.config),
+        **facts,
+    }
+    state = {key: value.detach().cpu() for key, value in encoder.vit.state_dict().items()}
+    return state, {HEADER: json.dumps(header)}
+
+
+def read_encoder(path: Path) -> PretrainedEncoder:
+    """The encoder in a file that `encoder_file` made. ValueError where it is another kind of file or damaged."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{path} is not a readable safetensors file") from error
+    if HEADER not in metadata:
+        raise ValueError(f"{path} is not an encoder written by unmask (its header is missing)")
+    header = json.loads(metadata[HEADER])
+    if header.get("format") != FORMAT:
+        raise ValueError(f"{path} has encoder format {header.get('format')}, this version reads {FORMAT}")
+    encoder = Encoder(EncoderConfig(**header["encoder"]), mask_token=False)
+    try:
+        encoder.vit.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise ValueError(f"{path} does not hold the encoder that its header describes") from error
+    return PretrainedEncoder(
+        encoder=encoder, mean=tuple(header["mean"]), std=tuple(header["std"]), origin=str(path)
+    )
+
+
+def timm_encoder(name: str) -> PretrainedEncoder:
+    """A ViT with timm's released weights, downloaded by timm. ValueError where timm has none or cannot get them."""
+    config = EncoderConfig(name=name)
+    _, arguments = timm_arguments(config)
+    try:
+        model = timm.create_model(name, pretrained=True, **arguments)
+    except (RuntimeError, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"timm could not load weights for {name!r} ({reason})") from error
+    encoder = Encoder(config, mask_token=False)
+    encoder.vit.load_state_dict(model.state_dict())
+    cfg = model.pretrained_cfg
+    return PretrainedEncoder(
+        encoder=encoder, mean=tuple(cfg["mean"]), std=tuple(cfg["std"]), origin=f"timm:{name}"
+    )
+
+
+def open_encoder(spec: str) -> PretrainedEncoder:
+    """The encoder of a run folder, of an encoder file, or of timm ("timm:NAME")."""
+    if spec.startswith("timm:"):
+        return timm_encoder(spec.removeprefix("timm:"))
+    path = Path(spec)
+    if not path.exists():
+        raise ValueError(f"there is no run folder or encoder file {spec}")
+    if path.is_dir():
+        if not (path / "encoder.safetensors").exists():
+            raise ValueError(f"{spec} holds no encoder.safetensors; is the run finished?")
+        path = path / "encoder.safetensors"
+    return read_encoder(path)

@@ -1,0 +1,63 @@
+"""Contrastive objectives: a query must find its own key among many.
+
+Shape legend: B samples, N patches of an image, M hidden patches of the sample that hides most, D feature width,
+G samples of all ranks together.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+
+def patch_infonce(
+    online_BND: Float[Tensor, "B N D"],
+    target_BND: Float[Tensor, "B N D"],
+    mask_BN: Bool[Tensor, "B N"],
+    temperature: float,
+) -> Float[Tensor, ""]:
+    """InfoNCE between patches of one image (ConMIM, equation 5).
+
+    Queries are the hidden patches of `online_BND`; keys are all N patches of the same image in `target_BND`, hidden and
+    visible; the key of a query lies at its own position. Cosine similarity by `temperature`, mean over all hidden
+    patches of the batch. No other image takes part. Chance level is ln N. Logits of visible queries are never computed.
+    """
+    counts_B = mask_BN.sum(dim=1)
+    most = int(counts_B.max())
+    # Hidden positions first; samples that hide fewer are padded with visible positions, whose terms are left out below.
+    positions_BM = mask_BN.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :most]
+    queries_BMD = online_BND.gather(1, positions_BM[..., None].expand(-1, -1, online_BND.shape[-1]))
+    logits_BMN = (
+        F.normalize(queries_BMD, dim=-1) @ F.normalize(target_BND, dim=-1).transpose(1, 2) / temperature
+    )
+    hidden_BM = mask_BN.gather(1, positions_BM)
+    labels_BM = positions_BM.masked_fill(~hidden_BM, -100)
+    return F.cross_entropy(logits_BMN.flatten(0, 1), labels_BM.flatten(), ignore_index=-100)
+
+
+def gather_without_gradient(features_BD: Float[Tensor, "B D"]) -> tuple[Float[Tensor, "G D"], int]:
+    """Features of all ranks in rank order, and where this rank's begin; this rank's alone outside a process group.
+
+    No gradient flows to other ranks' features (the authors' rule in CMAE and MoCo v3: keys carry none).
+    """
+    if not (dist.is_available() and dist.is_initialized()):
+        return features_BD.detach(), 0
+    gathered = [torch.empty_like(features_BD) for _ in range(dist.get_world_size())]
+    dist.all_gather(gathered, features_BD.detach().contiguous())
+    return torch.cat(gathered), dist.get_rank() * features_BD.shape[0]
+
+
+def batch_infonce(
+    online_BD: Float[Tensor, "B D"], target_BD: Float[Tensor, "B D"], temperature: float
+) -> Float[Tensor, ""]:
+    """InfoNCE between images of the global batch: online feature b must find target feature b among all ranks' targets.
+
+    Cosine similarity by `temperature`; one direction; the targets take no gradient. Chance level is ln G.
+    """
+    keys_GD, offset = gather_without_gradient(F.normalize(target_BD, dim=-1))
+    logits_BG = F.normalize(online_BD, dim=-1) @ keys_GD.T / temperature
+    labels_B = torch.arange(online_BD.shape[0], device=online_BD.device) + offset
+    return F.cross_entropy(logits_BG, labels_B)

@@ -1,0 +1,58 @@
+"""What a person sees while a run goes on: a live bar in a terminal, a line now and then elsewhere."""
+
+from __future__ import annotations
+
+from time import monotonic
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+QUIET_SECONDS = 15.0
+
+
+class RunProgress:
+    """Loss, images a second and time left of a run of `total` steps that begins at `start`."""
+
+    def __init__(self, console: Console, *, total: int, start: int) -> None:
+        self.console = console
+        self.total = total
+        self._start = start
+        self._began = self._spoke = monotonic()
+        self._bar = Progress(
+            TextColumn("[bold]{task.description}"),
+            BarColumn(bar_width=None),
+            MofNCompleteColumn(),
+            TextColumn("loss [bold]{task.fields[loss]}"),
+            TextColumn("{task.fields[speed]} images/s"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self._task = self._bar.add_task("pre-training", total=total, completed=start, loss="-", speed="-")
+
+    def __enter__(self) -> RunProgress:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+    def update(self, step: int, *, loss: float, images_per_second: float) -> None:
+        """Show the figures after `step` steps."""
+        self._bar.update(self._task, completed=step, loss=f"{loss:.4f}", speed=f"{images_per_second:.0f}")
+        now = monotonic()
+        if not self.console.is_terminal and (now - self._spoke > QUIET_SECONDS or step == self.total):
+            self._spoke = now
+            left = (now - self._began) / max(1, step - self._start) * (self.total - step)
+            self.console.print(
+                f"step {step}/{self.total}  loss {loss:.4f}  {images_per_second:.0f} images/s  {left:.0f} s left"
+            )
+
+    def say(self, sentence: str) -> None:
+        """A line above the bar."""
+        self._bar.console.print(sentence, highlight=False)

@@ -1,0 +1,60 @@
+"""The report of a run: its log, its pictures, one self-contained HTML page."""
+
+from unmask.report.charts import Chart, line_chart
+from unmask.report.curves import learning_charts
+from unmask.report.figures import (
+    Cell,
+    PositionScore,
+    Sheet,
+    attention_sheet,
+    masked_image,
+    neighbour_sheet,
+    pasted_image,
+    pick_queries,
+    position_score,
+    reconstruction_sheet,
+    similarity_sheet,
+)
+from unmask.report.log import read_log
+from unmask.report.page import Figure, Page, render_page
+from unmask.report.summary import (
+    Accuracy,
+    Fact,
+    Score,
+    Table,
+    accuracies,
+    evaluation_table,
+    health_table,
+    run_facts,
+    run_warnings,
+)
+
+__all__ = [
+    "Accuracy",
+    "Cell",
+    "Chart",
+    "Fact",
+    "Figure",
+    "Page",
+    "PositionScore",
+    "Score",
+    "Sheet",
+    "Table",
+    "accuracies",
+    "attention_sheet",
+    "evaluation_table",
+    "health_table",
+    "learning_charts",
+    "line_chart",
+    "masked_image",
+    "neighbour_sheet",
+    "pasted_image",
+    "pick_queries",
+    "position_score",
+    "read_log",
+    "reconstruction_sheet",
+    "render_page",
+    "run_facts",
+    "run_warnings",
+    "similarity_sheet",
+]

@@ -1,0 +1,169 @@
+"""From the log of a run to the head and the foot of its page: accuracies, facts, warnings, tables."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from statistics import median
+from typing import Annotated
+
+from typing_extensions import Doc
+
+from unmask.report.curves import EVALUATIONS, NETWORKS
+from unmask.report.log import Record, of_kind
+from unmask.report.text import DASH, count, duration, interval, number, percent
+
+# As many rows of a table as one still reads; they are taken evenly over the run, the last one always.
+ROWS_AT_MOST = 24
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """An accuracy with its 95 % interval, all in percent."""
+
+    value: Annotated[float, Doc("Percentage of images whose class was named right.")]
+    low: Annotated[float, Doc("Lower end of the 95 % interval.")]
+    high: Annotated[float, Doc("Upper end of the 95 % interval.")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Accuracy:
+    """One evaluation of what was there before training, what is there after, and the floor of raw pixels."""
+
+    name: Annotated[str, Doc("Name of the evaluation.")]
+    pretrained: Annotated[Score | None, Doc("The trained encoder.")] = None
+    random: Annotated[Score | None, Doc("The same encoder at its random start.")] = None
+    pixels: Annotated[Score | None, Doc("No encoder at all: raw pixels.")] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fact:
+    """One figure with its name."""
+
+    name: Annotated[str, Doc("What it is.")]
+    value: Annotated[str, Doc("The figure with its unit.")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """A plain table; cells that hold figures are words already."""
+
+    title: Annotated[str, Doc("Heading.")]
+    headers: Annotated[tuple[str, ...], Doc("One a column.")]
+    rows: Annotated[tuple[tuple[str, ...], ...], Doc("As many cells in each as there are headers.")]
+
+
+def accuracies(records: list[Record]) -> tuple[Accuracy, ...]:
+    """For each evaluation in the log the last score of each network."""
+    latest: dict[str, dict[str, Score]] = {}
+    for record in of_kind(records, "evaluation"):
+        latest.setdefault(record["name"], {})[record["network"]] = _score(record)
+    return tuple(
+        Accuracy(
+            name=EVALUATIONS.get(name, name),
+            pretrained=scores.get("pretrained"),
+            random=scores.get("random"),
+            pixels=scores.get("pixels"),
+        )
+        for name, scores in latest.items()
+    )
+
+
+def run_facts(records: list[Record], images_seen: int) -> tuple[Fact, ...]:
+    """Images seen, epochs, wall time and the median speed, as far as the log tells them."""
+    facts = [Fact(name="images seen", value=count(images_seen))]
+    steps = of_kind(records, "step")
+    if steps:
+        last = steps[-1]
+        facts.append(Fact(name="steps", value=count(int(last["step"]))))
+        if "epoch" in last:
+            facts.append(Fact(name="epochs", value=f"{float(last['epoch']):.4g}"))
+        if "time" in last:
+            facts.append(Fact(name="wall time", value=duration(float(last["time"]))))
+        speeds = [float(record["images_per_second"]) for record in steps if record.get("images_per_second")]
+        if speeds:
+            speed = median(speeds)
+            facts.append(
+                Fact(name="images a second", value=count(round(speed)) if speed >= 10 else number(speed))
+            )
+    return tuple(facts)
+
+
+def run_warnings(records: list[Record]) -> tuple[str, ...]:
+    """What went wrong, each sentence once, with the steps at which it was seen."""
+    seen: dict[str, list[int]] = {}
+    for record in of_kind(records, "health"):
+        for sentence in record.get("warnings", []):
+            seen.setdefault(str(sentence), []).append(int(record.get("step", 0)))
+    found = [f"{sentence} ({_when(steps)})" for sentence, steps in seen.items()]
+    damaged = sum(record.get("kind") == "damaged" for record in records)
+    if damaged:
+        lines = "One line" if damaged == 1 else f"{damaged} lines"
+        found.append(
+            f"{lines} of the log could not be read: a run that was killed while writing leaves such lines."
+        )
+    return tuple(found)
+
+
+def evaluation_table(records: list[Record]) -> Table:
+    """Every evaluation in the log, in order, with all its scores."""
+    rows: list[tuple[str, ...]] = [
+        (
+            EVALUATIONS.get(str(record["name"]), str(record["name"])),
+            NETWORKS.get(str(record["network"]), str(record["network"])),
+            number(float(record.get("epoch", 0))),
+            percent(score.value),
+            interval(score.low, score.high),
+            *(_share_or_dash(record["score"].get(key)) for key in ("top5", "mean_class")),
+            count(int(record["score"].get("n", 0))),
+        )
+        for record in of_kind(records, "evaluation")
+        for score in (_score(record),)
+    ]
+    headers = (
+        "evaluation",
+        "network",
+        "epoch",
+        "top 1",
+        "95 % interval",
+        "top 5",
+        "mean of classes",
+        "images",
+    )
+    return Table(title="Evaluations", headers=headers, rows=tuple(rows))
+
+
+def health_table(records: list[Record]) -> Table:
+    """The health figures over the run, evenly thinned."""
+    made = of_kind(records, "health")
+    names = list(dict.fromkeys(name for record in made for name in record.get("figures", {})))
+    every = max(1, -(-len(made) // ROWS_AT_MOST))
+    kept = made[::-1][::every][::-1]
+    rows: list[tuple[str, ...]] = [
+        (
+            count(int(record.get("step", 0))),
+            *(_number_or_dash(record.get("figures", {}).get(name)) for name in names),
+        )
+        for record in kept
+    ]
+    headers = ("step", *(name.replace("_", " ") for name in names))
+    return Table(title="Health", headers=headers, rows=tuple(rows))
+
+
+def _score(record: Record) -> Score:
+    value = float(record["score"]["top1"])
+    low, high = record["score"].get("interval") or (value, value)
+    return Score(value=value, low=float(low), high=float(high))
+
+
+def _share_or_dash(value: float | None) -> str:
+    return DASH if value is None else percent(float(value))
+
+
+def _number_or_dash(value: float | None) -> str:
+    return DASH if value is None else number(float(value))
+
+
+def _when(steps: list[int]) -> str:
+    if len(steps) == 1:
+        return f"step {count(steps[0])}"
+    return f"{len(steps)} times, first at step {count(steps[0])}, last at step {count(steps[-1])}"

@@ -1,0 +1,146 @@
+"""The folder of a run: where its files lie, and what may be written into it."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from unmask.config import RunConfig, load_config, save_config
+from unmask.training.checkpoint import (
+    Checkpoint,
+    CheckpointError,
+    checkpoint_path,
+    load_checkpoint,
+    saved_steps,
+)
+
+# How a run is executed may change between a stop and its resumption; what it computes may not.
+EXECUTION = ("workers", "device", "log_every", "checkpoint_every", "keep_every", "evaluate_every", "max_bad_share")
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """`config.json`, `log.jsonl`, `checkpoints/`, `encoder.safetensors`, `report.html` and `bad_files.txt`."""
+
+    path: Path
+
+    @property
+    def config_file(self) -> Path:
+        """The resolved configuration."""
+        return self.path / "config.json"
+
+    @property
+    def log_file(self) -> Path:
+        """One JSON object a line: steps, evaluations, health."""
+        return self.path / "log.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of checkpoints."""
+        return self.path / "checkpoints"
+
+    @property
+    def encoder_file(self) -> Path:
+        """The finished encoder."""
+        return self.path / "encoder.safetensors"
+
+    @property
+    def report_file(self) -> Path:
+        """The page about the run."""
+        return self.path / "report.html"
+
+    @property
+    def bad_files(self) -> Path:
+        """Images that could not be read, with the reason."""
+        return self.path / "bad_files.txt"
+
+    def config(self) -> RunConfig:
+        """The run's configuration. ValueError where the folder holds no run."""
+        if not self.config_file.exists():
+            raise ValueError(f"{self.path} is not a run folder: it has no config.json")
+        return load_config(self.config_file)
+
+    def claim(self, config: RunConfig) -> None:
+        """Make the folder this run's, or find that it already is. ValueError where it holds something else."""
+        if self.config_file.exists():
+            difference = first_difference(self.config(), config)
+            if difference is not None:
+                raise ValueError(f"{self.path} holds another run ({difference}); choose another --out")
+            return
+        if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+            raise ValueError(f"{self.path} exists and is not a run folder; choose another --out")
+        try:
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+            save_config(config, self.config_file)
+        except OSError as error:
+            reason = (error.strerror or "error").lower()
+            raise ValueError(f"cannot make the run folder {self.path} ({reason})") from error
+
+    def newest_checkpoint(self, device: torch.device) -> tuple[Checkpoint | None, list[str]]:
+        """The newest checkpoint that can be read, and a sentence for each newer one that cannot.
+
+        None where there is no checkpoint at all. CheckpointError where there are some but none is good.
+        """
+        troubles: list[str] = []
+        steps = saved_steps(self.checkpoints)
+        for step in reversed(steps):
+            try:
+                return load_checkpoint(checkpoint_path(self.checkpoints, step), device), troubles
+            except CheckpointError as error:
+                troubles.append(str(error))
+        if troubles:
+            raise CheckpointError(troubles[0])
+        return None, []
+
+    def append(self, record: dict[str, Any]) -> None:
+        """Add a line to the log."""
+        with self.log_file.open("a") as file:
+            file.write(json.dumps(record) + "\n")
+
+    def forget_after(self, step: int) -> None:
+        """Drop log lines of steps after `step`: a killed run had taken them, but they were not saved."""
+        if not self.log_file.exists():
+            return
+        kept = []
+        for line in self.log_file.read_text().splitlines():
+            try:
+                record = json.loads(line)
+            except ValueError:
+                continue  # the line that a kill cut short
+            if record["step"] <= step:
+                kept.append(line + "\n")
+        aside = self.log_file.with_suffix(".part")
+        aside.write_text("".join(kept))
+        os.replace(aside, self.log_file)
+
+    def write_bad_files(self, bad: dict[str, str]) -> None:
+        """List unreadable images, one a line: name, tab, reason."""
+        if bad:
+            lines = [f"{name}\t{reason}\n" for name, reason in sorted(bad.items())]
+            self.bad_files.write_text("".join(lines))
+
+
+def first_difference(old: RunConfig, new: RunConfig) -> str | None:
+    """The first thing in which two runs compute something else, in words; None where they are the same run."""
+
+    def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+        flat: dict[str, Any] = {}
+        for key, value in values.items():
+            if isinstance(value, dict):
+                flat |= flatten(value, f"{prefix}{key}.")
+            else:
+                flat[prefix + key] = list(value) if isinstance(value, tuple) else value
+        return flat
+
+    before, after = flatten(old.as_dict()), flatten(new.as_dict())
+    for key in (*before, *(key for key in after if key not in before)):
+        if key.removeprefix("training.") in EXECUTION:
+            continue
+        if before.get(key) != after.get(key):
+            return f"its {key} is {before.get(key)}, not {after.get(key)}"
+    return None

@@ -1,0 +1,194 @@
+"""One training step, and the state that a run consists of.
+
+The loop itself is in `unmask.pretrain`; this is what it does with a batch: forward, backward, clip, step, move target.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+import torch
+from torch import Tensor, nn
+from typing_extensions import Doc
+
+from unmask.data.batch import Batch
+from unmask.methods.base import Losses, Method
+from unmask.optimisation import build_adamw
+from unmask.training.checkpoint import (
+    Checkpoint,
+    load_module_tensors,
+    load_optimizer_tensors,
+    module_tensors,
+    optimizer_tensors,
+)
+from unmask.views import Views
+
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """How long, how large and on what a method is trained."""
+
+    epochs: Annotated[float, Doc("Passes over the data.")] = 100.0
+    batch_size: Annotated[int, Doc("Images of one optimizer step.")] = 256
+    accumulate: Annotated[int, Doc("Parts into which a batch is cut, one after the other, to save memory.")] = 1
+    seed: Annotated[int, Doc("Everything random follows from this.")] = 0
+    workers: Annotated[int, Doc("Processes that decode images; 0: the training process itself.")] = 2
+    device: Annotated[str, Doc("cpu, cuda, cuda:1, mps; auto takes the best there is.")] = "auto"
+    precision: Annotated[Precision, Doc("auto: bf16 on GPUs that have it, else fp16; fp32 elsewhere.")] = "auto"
+    compile: Annotated[bool, Doc("Compile the losses by torch.compile: slow start, faster steps.")] = False
+    log_every: Annotated[int, Doc("Steps between lines of the log.")] = 10
+    checkpoint_every: Annotated[int, Doc("Steps between checkpoints.")] = 500
+    keep_every: Annotated[int, Doc("Checkpoints at multiples of this many steps are kept; 0: the last alone.")] = 0
+    evaluate_every: Annotated[
+        float, Doc("Epochs between kNN evaluations, where the data has labels; 0: never.")
+    ] = 0.0
+    max_bad_share: Annotated[float, Doc("Share of unreadable images past which the run stops.")] = 0.1
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "accumulate", "log_every", "checkpoint_every"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        if self.batch_size % self.accumulate:
+            raise ValueError(f"a batch of {self.batch_size} cannot be cut into {self.accumulate} equal parts")
+        if self.workers < 0:
+            raise ValueError(f"workers must be 0 or more, got {self.workers}")
+
+
+class NonFiniteLoss(RuntimeError):
+    """A loss or gradient is NaN or infinite; the step was not applied."""
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """Figures of one step."""
+
+    loss: float
+    losses: dict[str, float]
+    gradient_norm: float
+    lr: float
+
+
+def choose_device(name: str) -> torch.device:
+    """The device called `name`; "auto" is CUDA, then MPS, then the CPU. ValueError where it is not there."""
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"unknown device {name!r}; use auto, cpu, cuda, cuda:1 or mps") from error
+    present = {
+        "cpu": True,
+        "cuda": torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count(),
+        "mps": torch.backends.mps.is_available(),
+    }
+    if not present.get(device.type, False):
+        raise ValueError(f"device {name!r} is not available on this machine")
+    return device
+
+
+def choose_precision(precision: Precision, device: torch.device) -> torch.dtype | None:
+    """The dtype for autocast on `device`; None for plain float32."""
+    if precision == "auto":
+        if device.type != "cuda":
+            return None
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    return {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+
+
+class Trainer:
+    """A method with its optimizer and scaler, and the number of steps taken."""
+
+    def __init__(self, method: Method, config: TrainingConfig, *, steps_per_epoch: int, device: torch.device) -> None:
+        self.method = method.to(device).train()
+        self.config = config
+        self.device = device
+        self.step = 0
+        self.total_steps = max(1, round(config.epochs * steps_per_epoch))
+        self.dtype = choose_precision(config.precision, device)
+        self.optimizer = build_adamw(method, method.decays, method.config.optimizer)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
+        self._trainable = [parameter for parameter in method.parameters() if parameter.requires_grad]
+        self._losses: Callable[[Views], Losses] = (
+            torch.compile(method.losses) if config.compile else method.losses
+        )
+
+    @property
+    def progress(self) -> float:
+        """Share of all steps that were taken."""
+        return self.step / self.total_steps
+
+    def train_step(self, batches: Sequence[Batch]) -> StepResult:
+        """One optimizer step on `batches`, the parts of one batch: forward, backward, clip, step, move the target."""
+        rate = self.method.config.optimizer.at(
+            self.progress, batch_size=self.config.batch_size, epochs=self.config.epochs
+        )
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.zero_grad(set_to_none=True)
+        sums: dict[str, Tensor] = {}
+        for batch in batches:
+            assert batch.seed is not None, "a loader's batches carry their seed"
+            # Stochastic depth draws from torch's own state: tie that to the step too.
+            torch.manual_seed(batch.seed)
+            on_device = batch.to(self.device)
+            with torch.no_grad():
+                views = self.method.make_views(on_device)
+            with self._autocast():
+                losses = {name: loss / len(batches) for name, loss in self._losses(views).items()}
+                total = torch.stack(list(losses.values())).sum()
+            self.scaler.scale(total).backward()
+            for name, loss in losses.items():
+                sums[name] = sums.get(name, torch.zeros_like(loss)) + loss.detach()
+        self.scaler.unscale_(self.optimizer)
+        clip = self.method.config.optimizer.clip
+        norm = nn.utils.clip_grad_norm_(self._trainable, float("inf") if clip is None else clip)
+        # One transfer for all figures of the step.
+        *values, gradient_norm = torch.stack([*sums.values(), norm]).tolist()
+        named = dict(zip(sums, values, strict=True))
+        self._require_finite(named, gradient_norm, batches)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.method.update_target(self.progress)
+        self.step += 1
+        return StepResult(loss=sum(values), losses=named, gradient_norm=gradient_norm, lr=rate)
+
+    def _autocast(self) -> Any:
+        if self.dtype is None:
+            return nullcontext()
+        return torch.autocast(self.device.type, self.dtype)
+
+    def _require_finite(self, losses: dict[str, float], norm: float, batches: Sequence[Batch]) -> None:
+        bad = [name for name, value in losses.items() if not _finite(value)]
+        # With fp16 an infinite gradient is the scaler's business: it skips the step and lowers its scale.
+        if not bad and (_finite(norm) or self.scaler.is_enabled()):
+            return
+        what = f"loss {bad[0]!r} is {losses[bad[0]]}" if bad else f"the gradient's norm is {norm}"
+        indices = [int(index) for batch in batches for index in batch.indices]
+        shown = ", ".join(map(str, indices[:32])) + (", ..." if len(indices) > 32 else "")
+        raise NonFiniteLoss(
+            f"{what} at step {self.step}, samples {shown}; the step was not applied and the last checkpoint is intact: "
+            "try a lower --lr, clipping, or --precision fp32"
+        )
+
+    def state(self, values: dict[str, Any]) -> Checkpoint:
+        """Everything that the rest of the run depends on, and `values` beside it."""
+        tensors = module_tensors(self.method) | optimizer_tensors(self.optimizer)
+        return Checkpoint(tensors, values | {"step": self.step, "scaler": self.scaler.state_dict()})
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Go on from a checkpoint of the same method."""
+        load_module_tensors(self.method, checkpoint.tensors)
+        load_optimizer_tensors(self.optimizer, checkpoint.tensors)
+        self.scaler.load_state_dict(checkpoint.values["scaler"])
+        self.step = int(checkpoint.values["step"])
+
+
+def _finite(value: float) -> bool:
+    return value - value == 0
