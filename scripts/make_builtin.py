@@ -1,8 +1,8 @@
 """Make the built-in image sets from their sources: `python scripts/make_builtin.py SOURCE`.
 
 SOURCE holds `fluent_emoji_64.tar` (Fluent Emoji at 64 px as `split/category/code.webp`) and the four files of
-Fashion-MNIST. The emoji go in as they are; of Fashion-MNIST a subset with equally many images of each class, in the
-original order. The same source always gives the same bytes.
+Fashion-MNIST. The emoji go in as they are; of Fashion-MNIST a subset with equally many images of each class,
+in the original order. The same source always gives the same bytes.
 """
 
 from __future__ import annotations
@@ -25,7 +25,9 @@ XZ_FILTERS = [{"id": lzma.FILTER_LZMA2, "preset": 9, "lc": 4, "lp": 0, "pb": 0}]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("source", type=Path)
     default = Path(__file__).parents[1] / "src" / "unmask" / "data" / "builtin"
     parser.add_argument("--out", type=Path, default=default)

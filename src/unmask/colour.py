@@ -1,8 +1,8 @@
-"""Random colour changes of a batch: jitter, greyscale, blur and solarisation, each sample with its own parameters.
+"""Random colour changes of a batch, each sample with its own: jitter, greyscale, blur and solarisation.
 
-Parameters are drawn on the CPU, so that they are the same on every device, and which samples an operation concerns is
-known without asking the device. Each operation is torchvision's of the same name; the order (jitter, greyscale, blur,
-solarise) is that of ConMIM, CMAE, BYOL and MoCo v3.
+Parameters are drawn on the CPU, so that they are the same on every device, and which samples an operation
+concerns is known without asking the device. Each operation is torchvision's of the same name; the order
+(jitter, greyscale, blur, solarise) is that of ConMIM, CMAE, BYOL and MoCo v3.
 
 Images without exactly three channels have no saturation, hue or greyscale, and these are skipped; brightness,
 contrast (around the mean over all channels), blur and solarisation work on any number of channels.
@@ -26,7 +26,7 @@ from typing_extensions import Doc
 _BRIGHTNESS, _CONTRAST, _SATURATION, _HUE, _GREY, _BLUR, _SOLARISE, _NONE = range(8)
 _GREY_WEIGHTS = (0.2989, 0.587, 0.114)  # red, green, blue; torchvision's rounding of ITU-R 601
 _NEUTRAL = (1.0, 1.0, 1.0, 0.0)  # the factors that change nothing
-_CPU_CHUNK = 8  # samples that stay in a processor's cache from one operation to the next
+_CPU_CHUNK = 4  # samples that stay in a processor's cache from one operation to the next
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,11 +36,16 @@ class ColourConfig:
     brightness: Annotated[float, Doc("Brightness factor is uniform in 1 ± this, at least 0.")] = 0.0
     contrast: Annotated[float, Doc("Contrast factor is uniform in 1 ± this, at least 0.")] = 0.0
     saturation: Annotated[float, Doc("Saturation factor is uniform in 1 ± this, at least 0.")] = 0.0
-    hue: Annotated[float, Doc("Hue shift is uniform in ± this, in turns of the colour circle; at most 0.5.")] = 0.0
+    hue: Annotated[
+        float, Doc("Hue shift is uniform in ± this, in turns of the colour circle; at most 0.5.")
+    ] = 0.0
     jitter_p: Annotated[float, Doc("Probability that the four above are applied, in random order.")] = 0.0
     grey_p: Annotated[float, Doc("Probability of greyscale.")] = 0.0
     blur_p: Annotated[float, Doc("Probability of Gaussian blur.")] = 0.0
-    blur_sigma: Annotated[tuple[float, float], Doc("Range of the blur's standard deviation, in pixels.")] = (0.1, 2.0)
+    blur_sigma: Annotated[tuple[float, float], Doc("Range of the blur's standard deviation, in pixels.")] = (
+        0.1,
+        2.0,
+    )
     solarise_p: Annotated[float, Doc("Probability of solarisation.")] = 0.0
     solarise_threshold: Annotated[
         float, Doc("Solarisation inverts values from here on, in [0, 1]; the default is 128 of 255.")
@@ -67,15 +72,18 @@ class ColourConfig:
                 raise ValueError(f"{name} must lie between 0 and 1, got {share}")
         low, high = self.blur_sigma
         if not 0 < low <= high < math.inf:
-            raise ValueError(f"blur_sigma must be a range of positive numbers, low to high, got {low} to {high}")
+            raise ValueError(
+                f"blur_sigma must be a range of positive numbers, low to high, got {low} to {high}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
 class ColourParameters:
     """What is done to each sample of one batch; small tensors on the CPU.
 
-    Columns of `factors_BJ` and values of `order_BJ` are 0 brightness, 1 contrast, 2 saturation (factors, 1 changes
-    nothing) and 3 hue (a shift, 0 changes nothing); `order_BJ` lists the operations as they are applied.
+    Columns of `factors_BJ` and values of `order_BJ` are 0 brightness, 1 contrast, 2 saturation (factors, 1
+    changes nothing) and 3 hue (a shift, 0 changes nothing); `order_BJ` lists the operations as they are
+    applied.
     """
 
     jitter_B: Bool[Tensor, " B"]
@@ -92,9 +100,9 @@ class ColourParameters:
 def sample_colour(config: ColourConfig, batch: int, generator: torch.Generator) -> ColourParameters:
     """Draw the parameters of `batch` samples from a CPU generator.
 
-    The number of draws does not depend on the strengths, so that runs which differ in one of them stay comparable.
-    The blur's radius is three times the largest possible sigma, whatever was drawn: what happens to a sample does not
-    depend on its neighbours.
+    The number of draws does not depend on the strengths, so that runs which differ in one of them stay
+    comparable. The blur's radius is three times the largest possible sigma, whatever was drawn: what happens
+    to a sample does not depend on its neighbours.
     """
     apply_B4 = torch.rand(batch, 4, generator=generator)
     order_BJ = torch.rand(batch, 4, generator=generator).argsort(dim=1)
@@ -119,16 +127,19 @@ def sample_colour(config: ColourConfig, batch: int, generator: torch.Generator) 
     )
 
 
-def apply_colour(images_BCHW: Float[Tensor, "B C H W"], parameters: ColourParameters) -> Float[Tensor, "B C H W"]:
+def apply_colour(
+    images_BCHW: Float[Tensor, "B C H W"], parameters: ColourParameters
+) -> Float[Tensor, "B C H W"]:
     """The images, values in [0, 1], with each sample's colour changes; the input is left as it is.
 
-    Returns the input itself when there is nothing to do. Saturation, hue and greyscale need three channels and are
-    skipped otherwise (module docstring).
+    Returns the input itself when there is nothing to do. Saturation, hue and greyscale need three channels
+    and are skipped otherwise (module docstring).
     """
     operation_BS, value_BS = _plan(parameters, rgb=images_BCHW.shape[1] == 3)
     if bool((operation_BS == _NONE).all()):
         return images_BCHW
-    # On a CPU a few samples at a time stay in cache through all steps; elsewhere few large kernels are faster.
+    # On a CPU a few samples at a time stay in cache through all steps; elsewhere few large kernels are
+    # faster.
     chunk = _CPU_CHUNK if images_BCHW.device.type == "cpu" else len(images_BCHW)
     output_BCHW = torch.empty_like(images_BCHW, memory_format=torch.contiguous_format)
     for start in range(0, len(images_BCHW), chunk):
@@ -144,7 +155,7 @@ def apply_colour(images_BCHW: Float[Tensor, "B C H W"], parameters: ColourParame
 
 
 def _plan(parameters: ColourParameters, *, rgb: bool) -> tuple[Int64[Tensor, "B 7"], Float[Tensor, "B 7"]]:
-    """Which operation each sample meets at each step (`_NONE` where nothing happens), and with which value."""
+    """Which operation each sample meets at each step (`_NONE`: nothing happens), and with which value."""
     order_BJ, factors_BJ = parameters.order_BJ, parameters.factors_BJ
     idle_BJ = (factors_BJ == torch.tensor(_NEUTRAL)) | ~parameters.jitter_B[:, None]
     if not rgb:
@@ -157,7 +168,12 @@ def _plan(parameters: ColourParameters, *, rgb: bool) -> tuple[Int64[Tensor, "B 
     ):
         operations.append(torch.where(flag_B, operation, _NONE)[:, None])
     sigma_B1 = parameters.sigma_B[:, None]
-    values = [factors_BJ.gather(1, order_BJ), torch.zeros_like(sigma_B1), sigma_B1, torch.zeros_like(sigma_B1)]
+    values = [
+        factors_BJ.gather(1, order_BJ),
+        torch.zeros_like(sigma_B1),
+        sigma_B1,
+        torch.zeros_like(sigma_B1),
+    ]
     return torch.cat(operations, dim=1), torch.cat(values, dim=1)
 
 
@@ -171,8 +187,8 @@ def _apply_steps(
 ) -> Float[Tensor, "B C H W"]:
     """All steps of some samples, on a copy.
 
-    Before a step the samples are reordered so that those of one operation lie side by side: a group is then a slice,
-    changed in place, which is several times cheaper than gathering and scattering every group.
+    Before a step the samples are reordered so that those of one operation lie side by side: a group is then a
+    slice, changed in place, which is several times cheaper than gathering and scattering every group.
     """
     sample_B = torch.arange(len(images_BCHW))  # which sample each row holds
     for step in range(operation_BS.shape[1]):
@@ -224,6 +240,7 @@ def _saturation_(images_GCHW: Tensor, factor_G111: Tensor) -> None:
 
 def _grey(images_GCHW: Tensor) -> Tensor:
     """One grey channel of RGB images: [G, 1, H, W]."""
+    red: Tensor
     red, green, blue = images_GCHW.split(1, dim=1)
     red_weight, green_weight, blue_weight = _GREY_WEIGHTS
     return red.mul(red_weight).add_(green, alpha=green_weight).add_(blue, alpha=blue_weight)
@@ -232,13 +249,14 @@ def _grey(images_GCHW: Tensor) -> Tensor:
 def _hue_(images_GCHW: Tensor, shift_G111: Tensor) -> None:
     """Turn the hue by `shift` turns with value and saturation kept.
 
-    A channel of an HSV colour is its smallest value plus its span (largest - smallest) times a trapezoid of the hue,
-    so saturation is never divided out and multiplied in again. Hue is counted in sixths of a turn from red.
+    A channel of an HSV colour is its smallest value plus its span (largest - smallest) times a trapezoid of
+    the hue, so saturation is never divided out and multiplied in again. Hue is counted in sixths of a turn
+    from red.
     """
     red, green, blue = images_GCHW.unbind(dim=1)
     high, low = images_GCHW.amax(dim=1), images_GCHW.amin(dim=1)
     span = high - low
-    # Choosing with 0/1 weights is several times faster on a CPU than torch.where, whose branches follow the image.
+    # Choosing with 0/1 weights is several times faster on a CPU than torch.where, which branches per pixel.
     is_red, is_green = (high - red).eq_(0), (high - green).eq_(0)
     hue = (red - green).add_(span, alpha=4).lerp_((blue - red).add_(span, alpha=2), is_green)
     hue = hue.lerp_(green - blue, is_red)
@@ -251,7 +269,7 @@ def _hue_(images_GCHW: Tensor, shift_G111: Tensor) -> None:
 
 
 def _blur(images_GCHW: Tensor, sigma_G111: Tensor, radius: int) -> Tensor:
-    """Gaussian blur, each sample with its own sigma, in two passes of one grouped convolution; edges are mirrored.
+    """Gaussian blur, each sample with its own sigma, as two grouped convolutions; edges are mirrored.
 
     Mirroring needs the radius to be smaller than the image, so on tiny images the kernel is cut off there.
     """

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, replace
 
-from unmask.data.loader import mean_and_std, median_size
+from unmask.data.statistics import mean_and_std, median_size
 from unmask.data.sources import Source
 from unmask.methods.base import IMAGENET_MEAN, MethodConfig
 

@@ -2,8 +2,8 @@
 
 A mask covers the patches only (never a class token), row by row from the top left; True = hidden.
 
-Shape legend: B samples, N = rows x columns patches, V visible patches of a sample, K proposals, H x W the patch grid,
-U units (squares of patches that are hidden together).
+Shape legend: B samples, N = rows x columns patches, V visible patches of a sample, K proposals, H x W the
+patch grid, U units (squares of patches that are hidden together).
 """
 
 from __future__ import annotations
@@ -32,11 +32,16 @@ class MaskConfig:
         Literal["random", "blockwise"],
         Doc("`random`: units drawn uniformly [SimMIM, MAE]; `blockwise`: a union of rectangles [BEiT]."),
     ] = "random"
-    ratio: Annotated[float, Doc("Share of the patches to hide; the count is rounded up to whole units.")] = 0.75
+    ratio: Annotated[float, Doc("Share of the patches to hide; the count is rounded up to whole units.")] = (
+        0.75
+    )
     unit: Annotated[
-        int, Doc("Side, in patches, of the squares hidden together: 2 for 32-pixel blocks of 16-pixel patches.")
+        int,
+        Doc("Side, in patches, of the squares hidden together: 2 for 32-pixel blocks of 16-pixel patches."),
     ] = 1
-    min_block_patches: Annotated[int, Doc("Blockwise: smallest area drawn for a rectangle, in patches. [BEiT]")] = 16
+    min_block_patches: Annotated[
+        int, Doc("Blockwise: smallest area drawn for a rectangle, in patches. [BEiT]")
+    ] = 16
     min_aspect: Annotated[
         float, Doc("Blockwise: smallest height / width of a rectangle; the largest is its inverse. [BEiT]")
     ] = 0.3
@@ -52,7 +57,9 @@ class MaskConfig:
         if self.unit < 1:
             raise ValueError(f"mask unit must be at least 1 patch, got {self.unit}")
         if self.kind == "blockwise" and self.unit != 1:
-            raise ValueError(f"mask unit applies to random masks only, got unit {self.unit} with blockwise masks")
+            raise ValueError(
+                f"mask unit applies to random masks only, got unit {self.unit} with blockwise masks"
+            )
         if self.min_block_patches < 1:
             raise ValueError(f"min_block_patches must be at least 1, got {self.min_block_patches}")
         if not 0 < self.min_aspect <= 1:
@@ -68,18 +75,22 @@ def random_mask(
     generator: torch.Generator | None = None,
     device: torch.device | str,
 ) -> Mask:
-    """Hide exactly ceil(units · ratio) of the `unit` x `unit` squares of every sample, all choices equally likely.
+    """Hide ceil(units · ratio) of the `unit` x `unit` squares of every sample, all choices equally likely.
 
-    The count is that of SimMIM (0.6 of 7x7 squares is 30) and of MAE (0.75 of 196 patches is 147). `generator` must
-    live on `device`; None draws from torch's global state. Raises ValueError when the grid does not divide into
-    squares, or when no patch or every patch would be hidden.
+    The count is that of SimMIM (0.6 of 7x7 squares is 30) and of MAE (0.75 of 196 patches is 147).
+    `generator` must live on `device`; None draws from torch's global state. Raises ValueError when the grid
+    does not divide into squares, or when no patch or every patch would be hidden.
     """
     hidden = _hidden_units(grid, ratio, unit)
     rows, columns = grid[0] // unit, grid[1] // unit
     noise_BU = torch.rand(batch, rows * columns, generator=generator, device=device)
     mask_BU = torch.zeros_like(noise_BU, dtype=torch.bool)
     mask_BU.scatter_(1, noise_BU.topk(hidden, dim=1, sorted=False).indices, True)
-    return mask_BU.view(batch, rows, 1, columns, 1).expand(-1, -1, unit, -1, unit).reshape(batch, grid[0] * grid[1])
+    return (
+        mask_BU.view(batch, rows, 1, columns, 1)
+        .expand(-1, -1, unit, -1, unit)
+        .reshape(batch, grid[0] * grid[1])
+    )
 
 
 def blockwise_mask(
@@ -94,28 +105,31 @@ def blockwise_mask(
     generator: torch.Generator | None = None,
     device: torch.device | str,
 ) -> Mask:
-    """Hide a union of rectangles, up to `target` patches, as BEiT does (Bao et al. 2022, algorithm 1 and code).
+    """Hide a union of rectangles, up to `target` patches, as BEiT does (Bao et al. 2022, its code).
 
     A rectangle's area is uniform between `min_patches` and what is still to hide (at most `max_patches`), its
-    log aspect uniform within ±log `min_aspect`, its place uniform; it must be smaller than the grid in both directions
-    and is kept when it hides at least one new patch and no more than what is still to hide. A sample is finished when
-    the target is met or ten proposals in a row failed, so counts vary: on a 14x14 grid with target 75 they lie between
-    about 68 and 75, with mean 74.5. `exact` then hides random patches until every sample has `target` of them.
-    Where BEiT would leave a sample without any hidden patch (tiny grids), one random patch is hidden, because losses
-    divide by the count; for the same reason areas start at min(`min_patches`, `target`).
+    log aspect uniform within ±log `min_aspect`, its place uniform; it must be smaller than the grid in both
+    directions and is kept when it hides at least one new patch and no more than what is still to hide. A
+    sample is finished when the target is met or ten proposals in a row failed, so counts vary: on a 14x14
+    grid with target 75 they lie between about 68 and 75, with mean 74.5. `exact` then hides random patches
+    until every sample has `target` of them. Where BEiT would leave a sample without any hidden patch (tiny
+    grids), one random patch is hidden, because losses divide by the count. On grids too small for
+    `min_patches` areas start lower: at `target`, or at half the largest rectangle that fits.
 
-    `generator` must live on `device`; None draws from torch's global state. The device is waited for once in eight
-    rectangles. Raises ValueError for a grid with a single row or column and for a target outside 1 .. N - 1.
+    `generator` must live on `device`; None draws from torch's global state. The device is waited for once in
+    eight rectangles. Raises ValueError for a grid with a single row or column and for a target outside 1 .. N
+    - 1.
     """
     rows, columns = grid
     if min(grid) < 2:
         raise ValueError(f"blockwise masks need a grid of at least 2x2 patches, got {rows}x{columns}")
     if not 0 < target < rows * columns:
         raise ValueError(
-            f"a blockwise mask on a grid of {rows}x{columns} can hide 1 to {rows * columns - 1} patches, not {target}"
+            f"a blockwise mask on a grid of {rows}x{columns} can hide 1 to {rows * columns - 1} "
+            f"patches, not {target}"
         )
     largest = target if max_patches is None else min(max_patches, target)
-    smallest = min(min_patches, target)
+    smallest = min(min_patches, target, max(1, (rows - 1) * (columns - 1) // 2))
 
     mask_BHW = torch.zeros(batch, rows, columns, dtype=torch.bool, device=device)
     count_B = torch.zeros(batch, dtype=torch.long, device=device)
@@ -127,7 +141,8 @@ def blockwise_mask(
         box_BKHW = _propose_boxes(room_B, grid, smallest, min_aspect, generator)
         new_BK = (box_BKHW & ~mask_BHW[:, None]).sum(dim=(2, 3))
         good_BK = (new_BK > 0) & (new_BK <= room_B[:, None]) & active_B[:, None]
-        # The mask changes only on success, so the ten tries can be judged together; argmax finds the first good one.
+        # The mask changes only on success, so the ten tries can be judged together; argmax finds the first
+        # good one.
         first_B1 = good_BK.int().argmax(dim=1, keepdim=True)
         active_B = good_BK.any(dim=1)
         chosen_BHW = box_BKHW.gather(1, first_B1[:, :, None, None].expand(-1, 1, rows, columns)).squeeze(1)
@@ -152,7 +167,7 @@ def sample_mask(
     generator: torch.Generator | None = None,
     device: torch.device | str,
 ) -> Mask:
-    """Draw the masks of one batch as `config` says, on a patch grid of (rows, columns); see the two samplers."""
+    """Draw the masks of one batch as `config` says, on a patch grid of (rows, columns)."""
     if config.kind == "random":
         return random_mask(batch, grid, config.ratio, unit=config.unit, generator=generator, device=device)
     return blockwise_mask(
@@ -177,8 +192,9 @@ def masked_count(config: MaskConfig, grid: Grid) -> int | None:
 def visible_indices(mask_BN: Mask, *, hidden: int | None = None) -> Int64[Tensor, "B V"]:
     """The visible patches of every sample, in ascending order.
 
-    `hidden` is the number of hidden patches where the caller knows it (`masked_count`): the count is then trusted and
-    the device is not waited for. Raises ValueError when samples hide different numbers of patches.
+    `hidden` is the number of hidden patches where the caller knows it (`masked_count`): the count is then
+    trusted and the device is not waited for. Raises ValueError when samples hide different numbers of
+    patches.
     """
     if hidden is None:
         fewest, most = (int(bound) for bound in torch.stack(mask_BN.sum(dim=1).aminmax()).tolist())
@@ -192,13 +208,20 @@ def visible_indices(mask_BN: Mask, *, hidden: int | None = None) -> Int64[Tensor
 
 
 def _propose_boxes(
-    room_B: Int64[Tensor, " B"], grid: Grid, smallest: int, min_aspect: float, generator: torch.Generator | None
+    room_B: Int64[Tensor, " B"],
+    grid: Grid,
+    smallest: int,
+    min_aspect: float,
+    generator: torch.Generator | None,
 ) -> Bool[Tensor, "B K H W"]:
     """Ten random rectangles a sample; one that does not fit inside the grid comes out empty."""
     rows, columns = grid
     device = room_B.device
-    area_u, aspect_u, top_u, left_u = torch.rand(4, len(room_B), _TRIES, generator=generator, device=device)
-    # As the authors' `uniform(min, room)`, this also works downwards, when there is less room than the smallest area.
+    area_u, aspect_u, top_u, left_u = torch.rand(
+        4, len(room_B), _TRIES, generator=generator, device=device
+    ).unbind()
+    # As the authors' `uniform(min, room)`, this also works downwards, when there is less room than the
+    # smallest area.
     area_BK = smallest + (room_B[:, None] - smallest) * area_u
     aspect_BK = ((2 * aspect_u - 1) * -math.log(min_aspect)).exp_()
     height_BK = (area_BK * aspect_BK).sqrt_().round_()
@@ -208,15 +231,18 @@ def _propose_boxes(
     left_BK = (left_u * (columns - width_BK + 1)).floor_()
     row_H = torch.arange(rows, device=device)
     column_W = torch.arange(columns, device=device)
-    in_rows_BKH = (row_H >= top_BK[..., None]) & (row_H < (top_BK + height_BK)[..., None]) & fits_BK[..., None]
+    in_rows_BKH = (row_H >= top_BK[..., None]) & (row_H < (top_BK + height_BK)[..., None])
     in_columns_BKW = (column_W >= left_BK[..., None]) & (column_W < (left_BK + width_BK)[..., None])
-    return in_rows_BKH[..., :, None] & in_columns_BKW[..., None, :]
+    inside_BKHW = in_rows_BKH[..., :, None] & in_columns_BKW[..., None, :]
+    return inside_BKHW & fits_BK[..., None, None]
 
 
 def _hidden_units(grid: Grid, ratio: float, unit: int) -> int:
     rows, columns = grid
     if rows % unit or columns % unit:
-        raise ValueError(f"a grid of {rows}x{columns} patches does not divide into squares of {unit}x{unit} patches")
+        raise ValueError(
+            f"a grid of {rows}x{columns} patches does not divide into squares of {unit}x{unit} patches"
+        )
     units = rows * columns // unit**2
     hidden = _round_up(units * ratio)
     if not 0 < hidden < units:

@@ -1,8 +1,8 @@
-"""How uint8 crops become the float views a method sees: flip, window, colour, normalise, batched on the device.
+"""How uint8 crops become the float views a method sees: flip, window, colour, normalise, on the device.
 
-Geometry is decided first and is the same for every view that shares it; colour differs between views. Everything is
-drawn from the CPU generator that is passed in, so a batch looks the same on every device; masks have a generator of
-their own, on the device (`generators` makes both).
+Geometry is decided first and is the same for every view that shares it; colour differs between views.
+Everything is drawn from the CPU generator that is passed in, so a batch looks the same on every device; masks
+have a generator of their own, on the device (`generators` makes both).
 
 Shape legend: B samples, C channels, H x W pixels.
 """
@@ -23,8 +23,9 @@ from unmask.masking import Mask
 class Views:
     """What a method's forward sees of one batch.
 
-    `online` feeds the trained network and `target` the target network, both normalised; `target` is None for methods
-    whose target is the online view itself. `mask_BN` tells which patches of the online view are hidden.
+    `online` feeds the trained network and `target` the target network, both normalised; `target` is None for
+    methods whose target is the online view itself. `mask_BN` tells which patches of the online view are
+    hidden.
     """
 
     online: Float[Tensor, "B C H W"]
@@ -35,8 +36,8 @@ class Views:
 def generators(seed: int | None, device: torch.device | str) -> tuple[torch.Generator, torch.Generator]:
     """A CPU generator (flips, shifts, colour) and one on `device` (masks), independent of each other.
 
-    None takes a seed from torch's global state. The device's seed is drawn rather than shared: on a CPU one seed for
-    both would make masks depend on flips.
+    None takes a seed from torch's global state. The device's seed is drawn rather than shared: on a CPU one
+    seed for both would make masks depend on flips.
     """
     if seed is None:
         seed = int(torch.randint(2**63 - 1, ()))
@@ -63,8 +64,8 @@ def window(
 ) -> Shaped[Tensor, "B C {height} {width}"]:
     """Cut one `height` x `width` window from each sample, its top left corner at that sample's (row, column).
 
-    Windows must lie inside the images. Offsets that live on the CPU are checked (ValueError); others are not, because
-    looking at them would wait for the device.
+    Windows must lie inside the images. Offsets that live on the CPU are checked (ValueError); others are not,
+    because looking at them would wait for the device.
     """
     H, W = images_BCHW.shape[2:]
     if height > H or width > W:
@@ -77,7 +78,9 @@ def window(
                 f"for a {height}x{width} window in {H}x{W} images"
             )
     top_B, left_B = offsets_B2.to(images_BCHW.device, non_blocking=True).unbind(dim=1)
-    windows = images_BCHW.unfold(2, height, 1).unfold(3, width, 1)  # a view: [B, C, tops, lefts, height, width]
+    windows = images_BCHW.unfold(2, height, 1).unfold(
+        3, width, 1
+    )  # a view: [B, C, tops, lefts, height, width]
     return windows[torch.arange(len(images_BCHW), device=images_BCHW.device), :, top_B, left_B]
 
 
@@ -98,8 +101,9 @@ def normalise(
 ) -> Float[Tensor, "B C H W"]:
     """(images - mean) / std by channel.
 
-    Mean and std are rounded to float32 before they take the images' type, as the authors' float32 buffers are; in
-    float64 this decides the last eight digits. Raises ValueError when their number is not that of the channels.
+    Mean and std are rounded to float32 before they take the images' type, as the authors' float32 buffers
+    are; in float64 this decides the last eight digits. Raises ValueError when their number is not that of the
+    channels.
     """
     return normalise_(images_BCHW.clone(), mean, std)
 
@@ -135,9 +139,10 @@ def shared_crop_views(
     plain_BCHW = to_float(random_flip(crop_BCHW, generator))
     if colour is None:
         return normalise_(plain_BCHW, mean, std), None
-    parameters = sample_colour(colour, len(crop_BCHW), generator)
-    target_BCHW = normalise(apply_colour(plain_BCHW, parameters), mean, std)
-    return normalise_(plain_BCHW, mean, std), target_BCHW
+    target_BCHW = apply_colour(plain_BCHW, sample_colour(colour, len(crop_BCHW), generator))
+    if target_BCHW is plain_BCHW:  # nothing was changed, and the online view needs the memory
+        target_BCHW = plain_BCHW.clone()
+    return normalise_(plain_BCHW, mean, std), normalise_(target_BCHW, mean, std)
 
 
 def pixel_shift_views(
@@ -150,17 +155,18 @@ def pixel_shift_views(
     std: tuple[float, ...],
     generator: torch.Generator,
 ) -> tuple[Float[Tensor, "B C {size[0]} {size[1]}"], Float[Tensor, "B C {size[0]} {size[1]}"]]:
-    """Online and target window of one flipped master crop (CMAE): the target lies a little lower and further right.
+    """Online and target window of one flipped master crop (CMAE), the target further down and right.
 
-    The online view is the top left `size` (height, width) of the master, without colour changes. The target is shifted
-    by 0..`max_shift` pixels in each direction, both ends included, and gets `colour` (None for no change). Raises
-    ValueError when the master is too small for the largest shift.
+    The online view is the top left `size` (height, width) of the master, without colour changes. The target
+    is shifted by 0..`max_shift` pixels in each direction, both ends included, and gets `colour` (None for no
+    change). Raises ValueError when the master is too small for the largest shift.
     """
     height, width = size
     H, W = master_BCHW.shape[2:]
     if height + max_shift > H or width + max_shift > W:
         raise ValueError(
-            f"a master crop of {H}x{W} pixels does not hold a {height}x{width} view shifted by up to {max_shift} pixels"
+            f"a master crop of {H}x{W} pixels does not hold a {height}x{width} view "
+            f"shifted by up to {max_shift} pixels"
         )
     master_BCHW = random_flip(master_BCHW, generator)
     shift_B2 = random_shift(len(master_BCHW), max_shift, generator)
@@ -171,7 +177,9 @@ def pixel_shift_views(
     return normalise_(online_BCHW, mean, std), normalise_(target_BCHW, mean, std)
 
 
-def _statistics(images_BCHW: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> tuple[Tensor, Tensor]:
+def _statistics(
+    images_BCHW: Tensor, mean: tuple[float, ...], std: tuple[float, ...]
+) -> tuple[Tensor, Tensor]:
     channels = images_BCHW.shape[1]
     if len(mean) != channels or len(std) != channels:
         raise ValueError(

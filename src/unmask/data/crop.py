@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from enum import IntEnum
 
 import numpy as np
 import torch
@@ -23,19 +24,29 @@ _TRIES = 10
 _MASK_64 = (1 << 64) - 1
 
 
-def sample_generator(seed: int, epoch: int, index: int) -> np.random.Generator:
-    """The generator of one sample in one epoch: the same in any worker, rank and restart, its own for each triple.
+class Stream(IntEnum):
+    """What a sample's random numbers are for; each has a stream of its own."""
 
-    Philox needs no mixing of its key, and a counter of its own for each index keeps the streams apart.
+    CROP = 0
+    REPLACEMENT = 1
+    ORDER = 2
+
+
+def sample_generator(seed: int, epoch: int, index: int, stream: Stream) -> np.random.Generator:
+    """The generator of one sample in one epoch: the same in any worker, rank and restart.
+
+    Philox needs no mixing of its key, and parts of the counter that drawing never reaches keep the streams
+    apart.
     """
-    return np.random.Generator(np.random.Philox(key=[seed & _MASK_64, epoch], counter=[0, 0, index, 0]))
+    key = np.array([seed & _MASK_64, epoch], dtype=np.uint64)
+    return np.random.Generator(np.random.Philox(key=key, counter=[0, 0, index, stream]))
 
 
 def random_box(generator: np.random.Generator, height: int, width: int, crop: CropConfig) -> Box:
     """A random box of an image of this size, distributed as in torchvision's RandomResizedCrop.
 
-    Area uniform in `crop.scale`, logarithm of the aspect ratio uniform in `crop.ratio`; a box that does not fit is
-    drawn again, ten times, then the largest central box of an allowed ratio is taken.
+    Area uniform in `crop.scale`, logarithm of the aspect ratio uniform in `crop.ratio`; a box that does not
+    fit is drawn again, ten times, then the largest central box of an allowed ratio is taken.
     """
     low, high = math.log(crop.ratio[0]), math.log(crop.ratio[1])
     for _ in range(_TRIES):
@@ -63,14 +74,18 @@ def crop_image(
 
     Raises DecodeError when the pixels cannot be decoded.
     """
-    boxes = [[random_box(generator, opened.height, opened.width, crop) for _ in range(crop.count)] for crop in crops]
+    boxes = [
+        [random_box(generator, opened.height, opened.width, crop) for _ in range(crop.count)]
+        for crop in crops
+    ]
     decoded = opened.decode(min_size=_needed_size(opened, crops, boxes), channels=channels)
     pixels = tuple(
         torch.stack([decoded.resized(box, crop.height, crop.width) for box in group])
         for crop, group in zip(crops, boxes, strict=True)
     )
     placed = tuple(
-        torch.tensor([(*box, opened.height, opened.width) for box in group], dtype=torch.float32) for group in boxes
+        torch.tensor([(*box, opened.height, opened.width) for box in group], dtype=torch.float32)
+        for group in boxes
     )
     return pixels, placed
 
@@ -78,8 +93,9 @@ def crop_image(
 def center_crop(opened: OpenImage, height: int, width: int, *, channels: int) -> UInt8[Tensor, "C H W"]:
     """The usual evaluation crop: the middle of the image, 224 / 256 of it as far as the shape allows.
 
-    That is a resize of the shorter side to 256 / 224 of the crop's and a central crop, as one cut and one resize;
-    its place is within a pixel of torchvision's. Crops up to 64 pixels lose no margin. Raises DecodeError.
+    That is a resize of the shorter side to 256 / 224 of the crop's and a central crop, as one cut and one
+    resize; its place is within a pixel of torchvision's. Crops up to 64 pixels lose no margin. Raises
+    DecodeError.
     """
     margin = 1.0 if max(height, width) <= 64 else math.ceil(height * 256 / 224) / height
     scale = min(opened.height / height, opened.width / width) / margin

@@ -1,7 +1,7 @@
 """From the bytes of an image file to 8-bit pixels, whatever the kind of image.
 
-Decoding is in two steps, because the crop decides how much must be decoded: `open_image` reads the header and tells
-the size, `decode` then makes the pixels, of a JPEG at a reduced scale when the crops need no more.
+Decoding is in two steps, because the crop decides how much must be decoded: `open_image` reads the header and
+tells the size, `decode` then makes the pixels, of a JPEG at a reduced scale when the crops need no more.
 Shape legend: C channels, H x W pixels.
 """
 
@@ -18,13 +18,13 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import UInt8
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, JpegImagePlugin
+from PIL import ExifTags, Image, JpegImagePlugin, UnidentifiedImageError
 from torch import Tensor
 
 MAX_PIXELS = 64_000_000
 """Larger images are refused by their header: a small file can hold an image that fills the memory."""
 
-_FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "TIFF", "BMP", "GIF")
+_FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF")
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -45,8 +45,8 @@ class DecodeError(ValueError):
 class Decoded:
     """The pixels of one image, possibly at a reduced scale.
 
-    `height` and `width` are those of the original, upright image: boxes are in its pixels, `reduction` (1, 2, 4 or 8)
-    is how many of them a decoded pixel spans.
+    `height` and `width` are those of the original, upright image: boxes are in its pixels, `reduction` (1, 2,
+    4 or 8) is how many of them a decoded pixel spans.
     """
 
     pixels_HWC: UInt8[np.ndarray, "H W C"]
@@ -57,8 +57,8 @@ class Decoded:
     def resized(self, box: tuple[int, int, int, int], height: int, width: int) -> UInt8[Tensor, "C H W"]:
         """The region `box` (top, left, height, width in pixels of the original), cut out and then resized.
 
-        Bicubic with antialiasing, within two levels of 255 of Pillow's (and so of the authors' transforms), at a
-        quarter of its time. A box in a reduced image is rounded to whole decoded pixels.
+        Bicubic with antialiasing, within two levels of 255 of Pillow's (and so of the authors' transforms),
+        at a quarter of its time. A box in a reduced image is rounded to whole decoded pixels.
         """
         top, left, bottom, right = (
             round(side / self.reduction) for side in (box[0], box[1], box[0] + box[2], box[1] + box[3])
@@ -78,10 +78,10 @@ class OpenImage:
     orientation: int = 1
 
     def decode(self, *, min_size: tuple[int, int] | None, channels: int) -> Decoded:
-        """The pixels, at the smallest scale with at least `min_size` (height, width) pixels for the whole image.
+        """The pixels, at the smallest scale that leaves the whole image at least `min_size` (height, width).
 
-        None means full scale. `channels` is 1 or 3 for image files; for arrays it must be the array's own number,
-        or 1 and 3 for each other. Raises DecodeError.
+        None means full scale. `channels` is 1 or 3 for image files; for arrays it must be the array's own
+        number, or 1 and 3 for each other. Raises DecodeError.
         """
         if not isinstance(self.image, Image.Image):
             return Decoded(_with_channels(self.image, channels), self.height, self.width)
@@ -89,14 +89,15 @@ class OpenImage:
             raise DecodeError(f"an image file gives 1 or 3 channels, not {channels}")
         mode = "L" if channels == 1 else "RGB"
         image = self.image
+        reduction = 1
         with _decode_errors():
-            full_width = image.width
             if isinstance(image, JpegImagePlugin.JpegImageFile):
-                reduction = _reduction(self.height, self.width, min_size)
+                full_width = image.width
+                wanted = _reduction(self.height, self.width, min_size)
                 # Also lets the JPEG decoder skip the colours of an image that is wanted in grey.
-                image.draft(mode, (-(-image.width // reduction), -(-image.height // reduction)))
-                image.load()
-            reduction = round(full_width / image.width)
+                drafted = image.draft(mode, (image.width // wanted, image.height // wanted))
+                if drafted is not None:
+                    reduction = round(full_width / drafted[1][2])
             pixels = np.array(_upright(_eight_bit(image, mode), self.orientation))
         return Decoded(pixels[:, :, None] if channels == 1 else pixels, self.height, self.width, reduction)
 
@@ -136,7 +137,7 @@ def read_size(data: bytes | NDArray[np.uint8]) -> tuple[int, int]:
 
 @contextmanager
 def _decode_errors() -> Iterator[None]:
-    """Make one error of all that a damaged file can provoke, and keep Pillow's warnings about it to ourselves."""
+    """Make one error of all that a damaged file can provoke, and keep Pillow's warnings quiet."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -145,9 +146,9 @@ def _decode_errors() -> Iterator[None]:
         raise
     except Image.DecompressionBombError as error:
         raise DecodeError(f"it has more than the {MAX_PIXELS} pixels allowed") from error
-    except Image.UnidentifiedImageError as error:
+    except UnidentifiedImageError as error:
         raise DecodeError("it is not an image of a known format") from error
-    # Pillow's readers raise nearly anything on damaged bytes: SyntaxError, struct.error, IndexError, KeyError ...
+    # Pillow's readers raise nearly anything on damaged bytes: SyntaxError, struct.error, IndexError ...
     except Exception as error:
         raise DecodeError(f"it cannot be decoded: {error}") from error
 
@@ -175,7 +176,9 @@ def _reduction(height: int, width: int, min_size: tuple[int, int] | None) -> int
     """How many pixels one pixel of the largest sufficient reduction spans: 1, 2, 4 or 8."""
     if min_size is None:
         return 1
-    return max(r for r in (1, 2, 4, 8) if r == 1 or (height // r >= min_size[0] and width // r >= min_size[1]))
+    return max(
+        r for r in (1, 2, 4, 8) if r == 1 or (height // r >= min_size[0] and width // r >= min_size[1])
+    )
 
 
 def _eight_bit(image: Image.Image, mode: str) -> Image.Image:

@@ -16,7 +16,7 @@ _UINT8 = 8  # the header's code for unsigned bytes
 
 
 def idx_file(folder: Path, part: str, content: str) -> Path | None:
-    """The file with `part` ("train", "t10k") of `content` ("images", "labels"), plain or gzipped, if it is there."""
+    """The file with `part` ("train", "t10k") of `content` ("images", "labels"), plain or gzipped, if any."""
     dimensions = 3 if content == "images" else 1
     for suffix in IDX_SUFFIXES:
         file = folder / f"{part}-{content}-idx{dimensions}{suffix}"

@@ -1,7 +1,8 @@
 """Which images a folder holds: a quick recursive scan, cached between runs.
 
-A cache is used only while every folder seen by the scan still has the modification time it had then: adding, removing
-or renaming an entry changes its folder's time, so one `stat` a folder replaces listing a million files.
+A cache is used only while every folder seen by the scan still has the modification time it had then: adding,
+removing or renaming an entry changes its folder's time, so one `stat` a folder replaces listing a million
+files.
 """
 
 from __future__ import annotations
@@ -23,13 +24,15 @@ from unmask.data.paths import PathTable
 EXTENSIONS = (b".jpg", b".jpeg", b".png", b".webp", b".tif", b".tiff", b".bmp")
 _CACHE_VERSION = 1
 _MIN_CACHED_FILES = 1000  # smaller folders are listed faster than a cache is worth
-_SETTLED_NS = 2_000_000_000  # a folder changed this recently may change again within one tick of its file system
+_SETTLED_NS = (
+    2_000_000_000  # a folder changed this recently may change again within one tick of its file system
+)
 _THREADS = 8  # hides the latency of network file systems; a local disk needs one
 
 
 @dataclass(frozen=True)
 class _Folder:
-    """A folder still to list: its path relative to the root ("" or ending with "/") and the folders around it."""
+    """A folder still to list: its path from the root ("" or ending with "/") and the folders around it."""
 
     relative: bytes
     ancestors: frozenset[tuple[int, int]]
@@ -56,8 +59,9 @@ def cache_folder() -> Path:
 def index_folder(root: Path) -> PathTable:
     """Relative paths of all images below `root`, sorted.
 
-    Symbolic links are followed, except into a folder that holds the link; hidden files and folders are left out.
-    Folders that cannot be listed below the root are skipped. Raises OSError when `root` itself cannot be listed.
+    Symbolic links are followed, except into a folder that holds the link; hidden files and folders are left
+    out. Folders that cannot be listed below the root are skipped. Raises OSError when `root` itself cannot be
+    listed.
     """
     cache = _cache_file(root)
     cached = _load(cache, root)
@@ -72,7 +76,7 @@ def index_folder(root: Path) -> PathTable:
 
 
 def _scan(root: Path) -> tuple[PathTable, PathTable, NDArray[np.int64]]:
-    """Paths of the images, and the folders listed (sorted, "./" before each) with their modification times."""
+    """Paths of the images; the folders listed ("./" before each) and their modification times."""
     top = os.fsencode(root)
     files: list[bytes] = []
     seen: dict[bytes, int] = {}
@@ -92,7 +96,7 @@ def _scan(root: Path) -> tuple[PathTable, PathTable, NDArray[np.int64]]:
 
 
 def _list(top: bytes, folder: _Folder) -> _Listing | None:
-    """The entries of one folder; None when it holds itself through a link, or cannot be listed below the root."""
+    """The entries of one folder; None when it lies within itself by a link, or cannot be listed."""
     here = os.path.join(top, folder.relative)
     files: list[bytes] = []
     names: list[bytes] = []
@@ -140,7 +144,7 @@ def _load(cache: Path, root: Path) -> PathTable | None:
 
 
 def _save(cache: Path, paths: PathTable, folders: PathTable, modified_ns: NDArray[np.int64]) -> None:
-    """Write the cache aside and rename it, so that two runs never read half a file; a full disk is no error here."""
+    """Write the cache aside and rename it: nobody reads half a file. A full disk is no error here."""
     try:
         cache.parent.mkdir(parents=True, exist_ok=True)
         handle, aside = tempfile.mkstemp(dir=cache.parent, prefix=cache.stem, suffix=".tmp")

@@ -30,10 +30,11 @@ class Layout:
 def arrange(paths: PathTable, split: Split) -> Layout:
     """Choose the images of `split` and label them by the first folder of their name.
 
-    With a folder `train` beside one of `val`, `test`, `valid`, `validation` (the first of these that exists, in
-    small letters, "Capitalised" or "CAPITALS"), these are the splits, and "all" means training images only: nothing of the test images may reach
-    pre-training. Without, a hash of each name sends about a fifth to "test", the same whatever else is there.
-    Labels are None unless every image of the split lies in a class folder.
+    With a folder `train` beside one of `val`, `test`, `valid`, `validation` (the first of these that exists,
+    in small letters, "Capitalised" or "CAPITALS"), these are the splits, and "all" means training images
+    only: nothing of the test images may reach pre-training. Without, a hash of each name sends about a fifth
+    to "test", the same whatever else is there. Labels are None unless every image of the split lies in a
+    class folder.
     """
     train, test = _split_folder(paths, ("train",)), _split_folder(paths, TEST_FOLDERS)
     if train is not None and test is not None:
@@ -52,11 +53,13 @@ def arrange(paths: PathTable, split: Split) -> Layout:
 def hashed_test_mask(names: list[bytes], labels: NDArray[np.int64] | None) -> NDArray[np.bool_]:
     """True for the images that a hash of their name sends to the test split.
 
-    Every class (or the whole, when unlabelled) of two images or more gets at least one image on each side; only
-    then may a name's side depend on other names.
+    Every class (or the whole, when unlabelled) of two images or more gets at least one image on each side;
+    only then may a name's side depend on other names.
     """
     digests = (hashlib.blake2b(name, digest_size=8).digest() for name in names)
-    hashes = np.fromiter((int.from_bytes(digest, "big") for digest in digests), dtype=np.uint64, count=len(names))
+    hashes = np.fromiter(
+        (int.from_bytes(digest, "big") for digest in digests), dtype=np.uint64, count=len(names)
+    )
     hidden = hashes < np.uint64(int(TEST_SHARE * 2**64))
     groups = np.zeros(len(names), dtype=np.int64) if labels is None else labels
     counts = np.bincount(groups)
@@ -83,9 +86,10 @@ def _split_folder(paths: PathTable, names: Sequence[str]) -> bytes | None:
 def _classes(
     paths: PathTable, inside: range, skip: int
 ) -> tuple[NDArray[np.int64] | None, tuple[str, ...] | None]:
-    """Label of each image in the range by its first folder after `skip` bytes, and the classes' names, sorted.
+    """Label of each image in the range by its first folder after `skip` bytes, and the sorted classes.
 
-    (None, None) when an image lies in no folder. Sorted paths keep a class together, so only one path a class is read.
+    (None, None) when an image lies in no folder. Sorted paths keep a class together, so only one path a class
+    is read.
     """
     runs: dict[bytes, slice] = {}
     position = inside.start

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import bisect
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import overload
 
 import numpy as np
@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 
 
 class PathTable(Sequence[bytes]):
-    """Sorted relative paths ("/" between folders) as the bytes the file system gave, joined by NUL in one array.
+    """Sorted relative paths ("/" between folders) as the file system's bytes, joined by NUL in one array.
 
-    No path can hold a NUL byte. Workers share the array's memory after a fork, because numpy keeps no reference
-    counts inside it.
+    No path can hold a NUL byte. Workers share the array's memory after a fork, because numpy keeps no
+    reference counts inside it.
     """
 
     def __init__(self, joined: NDArray[np.uint8]) -> None:
@@ -45,6 +45,10 @@ class PathTable(Sequence[bytes]):
             raise IndexError(index)
         start = int(self._ends[index - 1]) + 1 if index else 0
         return self.joined[start : self._ends[index]].tobytes()
+
+    def __iter__(self) -> Iterator[bytes]:
+        # One split is many times quicker than a million slices.
+        return iter(self.joined.tobytes().split(b"\0")[:-1])
 
     def prefixed(self, prefix: bytes) -> range:
         """Positions of the paths below the folder `prefix`, which ends with "/"; they lie side by side."""

@@ -1,6 +1,7 @@
 """Where images come from: a folder, a list of files, a tar archive, arrays, or what ships with the package.
 
-`open_source` finds the right kind for what a user typed; `labelled` gives the two labelled halves an evaluation needs.
+`open_source` finds the right kind for what a user typed; `labelled` gives the two labelled halves an
+evaluation needs.
 """
 
 from __future__ import annotations
@@ -16,23 +17,12 @@ from numpy.typing import ArrayLike, NDArray
 
 from unmask.data.idx import IDX_SUFFIXES, idx_file, read_idx
 from unmask.data.index import EXTENSIONS, index_folder, is_image_name
-from unmask.data.layout import TEST_FOLDERS, Layout, Split, arrange, hashed_test_mask
+from unmask.data.layout import Layout, Split, arrange, hashed_test_mask
 from unmask.data.paths import PathTable
 
 BUILTIN_FOLDER = Path(__file__).parent / "builtin"
 BUILTIN = ("builtin:emoji", "builtin:fashion-mnist")
-FASHION_CLASSES = (
-    "t-shirt",
-    "trouser",
-    "pullover",
-    "dress",
-    "coat",
-    "sandal",
-    "shirt",
-    "sneaker",
-    "bag",
-    "ankle-boot",
-)
+FASHION_CLASSES = tuple("t-shirt trouser pullover dress coat sandal shirt sneaker bag ankle-boot".split())
 
 
 class Source(ABC):
@@ -175,10 +165,12 @@ class ArraySource(Source):
 def open_source(spec: str | Path, *, split: Split = "all") -> Source:
     """The images a user means by `spec`.
 
-    - a folder: all images below it. With `train/` beside `val/`, `test/`, `valid/` or `validation/`, "train" and
-      "all" are the images in `train/` (pre-training must not see test images); otherwise "all" is everything and a
-      hash of each image's relative path sends about a fifth to "test". Classes are the first-level folders;
-    - a folder with the files of MNIST or Fashion-MNIST (`train-images-idx3-ubyte`, gzipped or not, and so on);
+    - a folder: all images below it. With `train/` beside `val/`, `test/`, `valid/` or `validation/`, "train"
+      and "all" are the images in `train/` (pre-training must not see test images); otherwise "all" is
+      everything and a hash of each image's relative path sends about a fifth to "test". Classes are the
+      first-level folders;
+    - a folder with the files of MNIST or Fashion-MNIST (`train-images-idx3-ubyte`, gzipped or not, and so
+      on);
     - a `.txt` list: one path a line, relative to the list, optionally a tab and a label;
     - a `.tar` archive, laid out like a folder;
     - `builtin:emoji`, `builtin:fashion-mnist`.
@@ -199,7 +191,9 @@ def open_source(spec: str | Path, *, split: Split = "all") -> Source:
         return _open_tar(text, path, split)
     if path.suffix.lower() == ".txt":
         return _open_list(text, path, split)
-    raise ValueError(f"{text} is neither a folder of images, nor a .txt list of image files, nor a .tar archive")
+    raise ValueError(
+        f"{text} is neither a folder of images, nor a .txt list of image files, nor a .tar archive"
+    )
 
 
 def labelled(spec: str | Path) -> tuple[Source, Source]:
@@ -211,13 +205,15 @@ def labelled(spec: str | Path) -> tuple[Source, Source]:
     for half, part in (("training", train), ("test", test)):
         if part.labels is None or part.classes is None:
             raise ValueError(
-                f"the {half} images of {spec} have no labels: put them in one folder a class, as in CLASS/image.jpg"
+                f"the {half} images of {spec} have no labels: put them into one folder a class"
             )
     assert train.classes is not None
     assert test.classes is not None
     if train.classes != test.classes:
         odd = sorted(set(train.classes) ^ set(test.classes))[0]
-        raise ValueError(f"{spec} has not the same classes for training and testing: {odd} is only in one of them")
+        raise ValueError(
+            f"{spec} has not the same classes for training and testing: {odd} is only in one of them"
+        )
     if len(train.classes) < 2:
         raise ValueError(f"{spec} has only one class, {train.classes[0]}: there is nothing to tell apart")
     return train, test
@@ -267,7 +263,9 @@ def _open_list(spec: str, file: Path, split: Split) -> Source:
     if not names:
         raise ValueError(f"{spec} lists no image")
     if words and len(words) != len(names):
-        raise ValueError(f"{spec} has a label on {len(words)} of its {len(names)} lines: label all of them or none")
+        raise ValueError(
+            f"{spec} has a label on {len(words)} of its {len(names)} lines: label all of them or none"
+        )
     labels, classes = None, None
     if words:
         known, labels = np.unique(np.array(words, dtype=object), return_inverse=True)
@@ -285,7 +283,9 @@ def _open_idx(spec: str, folder: Path, split: Split) -> Source:
     part = "t10k" if split == "test" else "train"
     images, labels = idx_file(folder, part, "images"), idx_file(folder, part, "labels")
     if images is None or labels is None:
-        raise ValueError(f"{spec} lacks the images or the labels of {part} (IDX files, {' or '.join(IDX_SUFFIXES)})")
+        raise ValueError(
+            f"{spec} lacks the images or the labels of {part} (IDX files, {' or '.join(IDX_SUFFIXES)})"
+        )
     values = read_idx(labels)
     return ArraySource(
         f"{spec}/{part}",

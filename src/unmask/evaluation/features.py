@@ -13,8 +13,8 @@ from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 from torch.nn import functional as F
 from typing_extensions import Doc
-from unmask.data.loader import evaluation_batches
 
+from unmask.data.loader import EvalLoader
 from unmask.data.sources import Source
 
 
@@ -55,9 +55,9 @@ def extract(
 ) -> Features:
     """Features of every readable image of `source`, resized and cut to height x width without randomness.
 
-    Raises ValueError when no image is readable.
+    Raises ValueError when no image can be read.
     """
-    batches = evaluation_batches(
+    batches = EvalLoader(
         source, height=height, width=width, channels=channels, batch_size=batch_size, workers=workers
     )
     features, indices = [], []
@@ -66,8 +66,6 @@ def extract(
         for images_BCHW, indices_B in batches:
             features.append(extractor(images_BCHW))
             indices.append(indices_B)
-    if not features:
-        raise ValueError("none of the images could be read, so there are no features to evaluate")
     indices_N = torch.cat(indices)
     labels = source.labels
     return Features(

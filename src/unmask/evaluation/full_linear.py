@@ -15,9 +15,9 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional as F
 from typing_extensions import Doc
-from unmask.data.loader import CropLoader
 
 from unmask.data.batch import CropConfig
+from unmask.data.loader import CropLoader
 from unmask.data.sources import Source
 from unmask.evaluation.features import FeatureExtractor, check_finite, dense_labels, extract
 from unmask.evaluation.lars import build_lars
@@ -26,10 +26,14 @@ from unmask.evaluation.metrics import rank_classes, score_ranking
 from unmask.schedule import Schedule, warmup_then
 from unmask.views import random_flip
 
+SMALL_BATCH = (
+    256  # below, batch norm and the biases, whose steps LARS does not scale, follow the noise of a batch
+)
+
 
 @dataclass(frozen=True, kw_only=True)
 class FullLinearConfig:
-    """The full linear probe. Defaults are MAE's for ImageNet; only `min_steps` is not."""
+    """The full linear probe. Defaults are MAE's for ImageNet, which `min_steps` leaves as they are."""
 
     epochs: Annotated[int, Doc("Epochs of training. [MAE: 90]")] = 90
     warmup_epochs: Annotated[
@@ -44,11 +48,14 @@ class FullLinearConfig:
     ] = 512
     min_steps: Annotated[
         int,
-        Doc("Optimizer steps of an epoch at least: batch_size is lowered on small train sets. [MAE has 78]"),
+        Doc("Steps of an epoch at least: small train sets have smaller batches, down to 256. [MAE has 78]"),
     ] = 20
-    base_lr: Annotated[float, Doc("Peak learning rate for 256 images; scales with the batch. [MAE: 0.1]")] = (
-        0.1
-    )
+    base_lr: Annotated[
+        float,
+        Doc(
+            "The peak learning rate is this x batch_size / 256, also where min_steps lowers the batch. [MAE]"
+        ),
+    ] = 0.1
     momentum: Annotated[float, Doc("LARS's momentum. [MAE: 0.9]")] = 0.9
     crop_scale: Annotated[
         tuple[float, float], Doc("Range of the cropped share of the image's area. [MAE]")
@@ -66,9 +73,19 @@ class FullLinearConfig:
                 f"{self.batch_size} and {self.device_batch} on the device"
             )
 
+    @property
+    def peak_lr(self) -> float:
+        """Peak learning rate.
+
+        A batch lowered for a small train set does not lower it. LARS moves weights by a share of their
+        length, about rate / 100 at each step with momentum, so the scaled rate would leave the head where it
+        started.
+        """
+        return self.base_lr * self.batch_size / 256
+
     def batches(self, images: int) -> tuple[int, int]:
         """For a train set of so many images: how many pass at once, and how many such batches make a step."""
-        wanted = min(self.batch_size, max(2, images // self.min_steps))
+        wanted = min(self.batch_size, images, max(SMALL_BATCH, images // self.min_steps))
         at_once = min(self.device_batch, wanted)
         return at_once, wanted // at_once
 
@@ -107,7 +124,6 @@ def full_linear(
     check_finite(tested.x_ND)
     generator = torch.Generator().manual_seed(seed)
     head = _build_head(tested.x_ND.shape[1], class_count, generator).to(device)
-    peak = config.base_lr * at_once * accumulate / 256
     optimizer = build_lars(head.parameters(), lr=0.0, momentum=config.momentum)
     steps = max(1, len(labels_N) // (at_once * accumulate))
     loader = CropLoader(
@@ -125,7 +141,7 @@ def full_linear(
         loss_sum, right, seen = 0.0, 0, 0
         for step in range(steps):
             for group in optimizer.param_groups:
-                group["lr"] = _learning_rate(config, peak, (epoch + step / steps) / config.epochs)
+                group["lr"] = learning_rate(config, (epoch + step / steps) / config.epochs)
             optimizer.zero_grad(set_to_none=True)
             for _ in range(accumulate):
                 batch = next(batches)
@@ -145,7 +161,7 @@ def full_linear(
             on_epoch(curve[-1])
     ranked_MR = _rank(head, tested.x_ND, device)
     score = score_ranking(ranked_MR, test_labels_M[tested.indices_N], class_count=class_count)
-    return LinearResult(score=score, lr=peak, curve=tuple(curve))
+    return LinearResult(score=score, lr=config.peak_lr, curve=tuple(curve))
 
 
 def _build_head(dimensions: int, class_count: int, generator: torch.Generator) -> nn.Sequential:
@@ -157,12 +173,12 @@ def _build_head(dimensions: int, class_count: int, generator: torch.Generator) -
     return nn.Sequential(nn.BatchNorm1d(dimensions, eps=NORM_EPS, affine=False), linear)
 
 
-def _learning_rate(config: FullLinearConfig, peak: float, progress: float) -> float:
+def learning_rate(config: FullLinearConfig, progress: float) -> float:
     """MAE's rate for every step: linear warm-up from 0, then half a cosine to 0."""
     # A warm-up made for 90 epochs would swallow a short run.
     warmup = min(config.warmup_epochs / config.epochs, 0.2)
-    after = Schedule(kind="cosine", start=peak, end=0.0)
-    return warmup_then(progress, warmup=warmup, start=0.0, peak=peak, after=after)
+    after = Schedule(kind="cosine", start=config.peak_lr, end=0.0)
+    return warmup_then(progress, warmup=warmup, start=0.0, peak=config.peak_lr, after=after)
 
 
 @torch.no_grad()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from timm.optim import Lars
+from timm.optim.lars import Lars
 from torch import nn
 
 TRUST = 0.001

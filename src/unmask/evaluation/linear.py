@@ -164,9 +164,9 @@ def train_heads(
     N, D = x_ND.shape
     G = len(lrs)
     norm = fitted_norm(x_ND)
-    weight_GKD = torch.zeros(G, class_count, D, device=x_ND.device, requires_grad=True)
-    bias_GK = torch.zeros(G, class_count, device=x_ND.device, requires_grad=True)
-    lr_G = torch.tensor(lrs, device=x_ND.device)
+    weight_GKD = torch.zeros(G, class_count, D, device=x_ND.device, dtype=x_ND.dtype, requires_grad=True)
+    bias_GK = torch.zeros(G, class_count, device=x_ND.device, dtype=x_ND.dtype, requires_grad=True)
+    lr_G = torch.tensor(lrs, device=x_ND.device, dtype=x_ND.dtype)
     # A rate per head by scaling its loss: without weight decay, SGD with momentum on lr x loss at rate 1 is
     # SGD on the loss at rate lr.
     optimizer = torch.optim.SGD([weight_GKD, bias_GK], lr=1.0, momentum=config.momentum)
@@ -177,7 +177,8 @@ def train_heads(
     step = 0
     losses, accuracies = [], []
     for _ in range(config.epochs):
-        loss_G, right_G = torch.zeros_like(lr_G), torch.zeros_like(lr_G)
+        loss_G = torch.zeros_like(lr_G)
+        right_G = torch.zeros(G, device=x_ND.device, dtype=torch.int64)
         for rows_B in torch.randperm(N, generator=generator).to(x_ND.device).split(batch_size):
             labels_B = labels_N[rows_B]
             logits_BGK = _logits(norm(x_ND[rows_B]), weight_GKD, bias_GK)
@@ -190,13 +191,21 @@ def train_heads(
             loss_G += loss_BG.detach().sum(dim=0)
             right_G += (logits_BGK.detach().argmax(dim=2) == labels_B[:, None]).sum(dim=0)
         losses.append(loss_G.cpu() / N)
-        accuracies.append(100 * right_G.cpu() / N)
-    return Heads(norm, weight_GKD.detach(), bias_GK.detach(), torch.stack(losses), torch.stack(accuracies))
+        accuracies.append(100 * right_G.cpu().double() / N)
+    return Heads(
+        norm=norm,
+        weight_GKD=weight_GKD.detach(),
+        bias_GK=bias_GK.detach(),
+        loss_EG=torch.stack(losses),
+        accuracy_EG=torch.stack(accuracies),
+    )
 
 
 def fitted_norm(x_ND: Float[Tensor, "N D"]) -> nn.BatchNorm1d:
     """Batch norm without affine, in eval mode, with the mean and (biased) variance of `x_ND`."""
-    norm = nn.BatchNorm1d(x_ND.shape[1], eps=NORM_EPS, affine=False, device=x_ND.device).eval()
+    norm = nn.BatchNorm1d(
+        x_ND.shape[1], eps=NORM_EPS, affine=False, device=x_ND.device, dtype=x_ND.dtype
+    ).eval()
     variance_D, mean_D = torch.var_mean(x_ND, dim=0, correction=0)
     norm.load_state_dict(
         {"running_mean": mean_D, "running_var": variance_D, "num_batches_tracked": torch.tensor(1)}
@@ -207,27 +216,27 @@ def fitted_norm(x_ND: Float[Tensor, "N D"]) -> nn.BatchNorm1d:
 def _logits(
     x_BD: Float[Tensor, "B D"], weight_GKD: Float[Tensor, "G K D"], bias_GK: Float[Tensor, "G K"]
 ) -> Float[Tensor, "B G K"]:
-    return F.linear(x_BD, weight_GKD.flatten(0, 1), bias_GK.flatten()).unflatten(1, bias_GK.shape)
+    G, K = bias_GK.shape
+    return F.linear(x_BD, weight_GKD.flatten(0, 1), bias_GK.flatten()).view(-1, G, K)
 
 
 def _cross_entropy(logits_BGK: Float[Tensor, "B G K"], labels_B: Int64[Tensor, " B"]) -> Float[Tensor, "B G"]:
     """Cross-entropy of every image under every head."""
-    labels_BG = labels_B[:, None].expand(logits_BGK.shape[:2])
-    return F.cross_entropy(logits_BGK.flatten(0, 1), labels_BG.flatten(), reduction="none").unflatten(
-        0, labels_BG.shape
-    )
+    B, G, _ = logits_BGK.shape
+    labels_BG = labels_B[:, None].expand(B, G)
+    return F.cross_entropy(logits_BGK.flatten(0, 1), labels_BG.flatten(), reduction="none").view(B, G)
 
 
 def _evaluate(
     heads: Heads, x_ND: Float[Tensor, "N D"], labels_N: Int64[Tensor, " N"]
 ) -> tuple[list[float], list[float]]:
     """Accuracy in percent and mean cross-entropy of every head."""
-    right_G = torch.zeros(len(heads.bias_GK), device=x_ND.device)
-    loss_G = torch.zeros_like(right_G)
+    right_G = torch.zeros(len(heads.bias_GK), device=x_ND.device, dtype=torch.int64)
+    loss_G = torch.zeros(len(heads.bias_GK), device=x_ND.device)
     for x_BD, labels_B in zip(x_ND.split(SCORED_AT_ONCE), labels_N.split(SCORED_AT_ONCE), strict=True):
         logits_BGK = heads(x_BD)
         right_G += (logits_BGK.argmax(dim=2) == labels_B[:, None]).sum(dim=0)
         loss_G += _cross_entropy(logits_BGK, labels_B).sum(dim=0)
     # A head that diverged to NaN must not win a tie.
     loss_G = loss_G.nan_to_num(nan=math.inf, posinf=math.inf)
-    return (100 * right_G / len(x_ND)).tolist(), (loss_G / len(x_ND)).tolist()
+    return (100 * right_G.cpu().double() / len(x_ND)).tolist(), (loss_G / len(x_ND)).tolist()

@@ -48,7 +48,8 @@ def rank_classes(scores_NK: Float[Tensor, "N K"], ranks: int = RANKS) -> Int64[T
 
 def top_k_accuracy(ranked_NR: Int64[Tensor, "N R"], labels_N: Int64[Tensor, " N"], k: int) -> float:
     """Percentage of images whose label is among the first `k` ranked classes; -1 there is no class."""
-    return 100 * (ranked_NR[:, :k] == labels_N[:, None]).any(dim=1).double().mean().item()
+    hits = int((ranked_NR[:, :k] == labels_N[:, None]).any(dim=1).sum())
+    return 100 * hits / len(labels_N)
 
 
 def mean_class_accuracy(predicted_N: Int64[Tensor, " N"], labels_N: Int64[Tensor, " N"]) -> float:
@@ -58,7 +59,7 @@ def mean_class_accuracy(predicted_N: Int64[Tensor, " N"], labels_N: Int64[Tensor
     predicted but has no test image, which would punish a test set for what it does not hold.
     """
     hits_K, counts_K = _class_counts(predicted_N, labels_N)
-    return 100 * float(np.mean(hits_K / counts_K))
+    return float(np.mean(100 * hits_K / counts_K))
 
 
 def wilson_interval(hits: int, n: int, confidence: float = 0.95) -> tuple[float, float]:

@@ -5,6 +5,8 @@ Shape legend: N images, D feature dimensions.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -25,7 +27,7 @@ def rankme(x_ND: Float[Tensor, "N D"]) -> float:
     total = values.sum()
     if total == 0:
         return 0.0
-    return torch.special.entr(values / total).sum().exp().item()
+    return float(torch.special.entr(values / total).sum().exp())
 
 
 def feature_std(x_ND: Float[Tensor, "N D"]) -> float:
@@ -37,7 +39,7 @@ def feature_std(x_ND: Float[Tensor, "N D"]) -> float:
     """
     _check(x_ND)
     unit_ND = F.normalize(x_ND.double(), dim=1)
-    return (unit_ND.std(dim=0, correction=0).mean() * x_ND.shape[1] ** 0.5).item()
+    return float(unit_ND.std(dim=0, correction=0).mean()) * math.sqrt(x_ND.shape[1])
 
 
 def _check(x_ND: Float[Tensor, "N D"]) -> None:

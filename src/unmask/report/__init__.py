@@ -3,9 +3,7 @@
 from unmask.report.charts import Chart, line_chart
 from unmask.report.curves import learning_charts
 from unmask.report.figures import (
-    Cell,
     PositionScore,
-    Sheet,
     attention_sheet,
     masked_image,
     neighbour_sheet,
@@ -17,6 +15,7 @@ from unmask.report.figures import (
 )
 from unmask.report.log import read_log
 from unmask.report.page import Figure, Page, render_page
+from unmask.report.sheet import Cell, Sheet
 from unmask.report.summary import (
     Accuracy,
     Fact,

@@ -20,7 +20,7 @@ from unmask.report.text import MINUS, number
 Point = tuple[float, float]
 
 WIDTH, HEIGHT = 360, 226
-LEFT, RIGHT, BOTTOM = 42, 10, 38
+LEFT, RIGHT, BOTTOM = 50, 10, 38
 LINE_HEIGHT = 18
 # More points than this cannot be told apart at this width; each of so many stretches keeps its extremes.
 STRETCHES = 220
@@ -102,6 +102,9 @@ def line_chart(
         'font-size="12" fill="var(--muted, #5c5f66)">',
         f'<text x="2" y="12">{escape(y_label)}</text>',
     ]
+    broken = sum(not math.isfinite(y) for line in series.values() for _, y in line)
+    if broken:
+        parts.append(f'<text x="{WIDTH - RIGHT}" y="12" text-anchor="end">✕ not finite: {broken}</text>')
     for row, entries in enumerate(legend_rows):
         for index, x in entries:
             parts.append(
@@ -114,8 +117,8 @@ def line_chart(
     parts.append(f'<svg {box} overflow="hidden" fill="none" stroke-linejoin="round" stroke-linecap="round">')
     for index, (name, value) in enumerate(references.items(), start=len(series)):
         parts.append(
-            f'<path d="M{LEFT} {y_axis.at(value):.1f}H{WIDTH - RIGHT}" stroke="{_colour(index)}" stroke-width="1.5" '
-            f'stroke-dasharray="5 4"><title>{escape(name)}: {number(value)}</title></path>'
+            f'<path d="M{LEFT} {y_axis.at(value):.1f}H{WIDTH - RIGHT}" stroke="{_colour(index)}" '
+            f'stroke-width="1.5" stroke-dasharray="5 4"><title>{escape(name)}: {number(value)}</title></path>'
         )
     for index, (name, points) in enumerate(series.items()):
         parts += _drawn(index, name, points, smoothed[name], bands.get(name, ()), smooth_over, x_axis, y_axis)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +18,7 @@ from torch import Tensor
 from typing_extensions import Doc
 
 from unmask.report.pixels import Colour, Grid, Picture, encoded, enlarged, heat, outlined, shown, to_picture
+from unmask.report.sheet import Cell, Mark, Sheet
 from unmask.report.text import percent
 
 HIDDEN_GREY = 0.5
@@ -31,27 +32,6 @@ QUERY_COLOURS: tuple[Colour, ...] = (
     (204, 121, 167),
 )
 WHITE: Colour = (255, 255, 255)
-Mark = Literal["none", "right", "wrong"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Cell:
-    """One picture of a sheet."""
-
-    image: Annotated[bytes, Doc("The picture, PNG or WebP.")]
-    alt: Annotated[str, Doc("What a reader who cannot see the picture should know.")]
-    label: Annotated[str, Doc("Words under the picture.")] = ""
-    mark: Annotated[Mark, Doc("Whether the picture shows a hit or a miss.")] = "none"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sheet:
-    """Pictures in rows and columns, with words that say how to read them."""
-
-    headers: Annotated[tuple[str, ...], Doc("One heading a column.")]
-    rows: Annotated[tuple[tuple[Cell, ...], ...], Doc("Cells, as many in each row as there are headings.")]
-    caption: Annotated[str, Doc("What one sees and how to read it, in plain words.")]
-    note: Annotated[str, Doc("The one figure that sums the sheet up, as a sentence.")] = ""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,7 @@ from typing import Annotated, Any
 from typing_extensions import Doc
 
 from unmask.report.charts import Chart
-from unmask.report.figures import Cell, Sheet
+from unmask.report.sheet import Cell, Sheet
 from unmask.report.summary import Accuracy, Fact, Score, Table
 from unmask.report.text import DASH, SPACE, interval, percent, points
 

@@ -1,7 +1,6 @@
 """From float tensors to encoded pictures: enlarge, outline, heat, encode.
 
-Shape legend: C channels, H x W pixels of the image; h x w pixels shown; N patches in a grid of rows x
-columns.
+Shape legend: C channels, H x W pixels of the image; N patches in a grid of rows x columns.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from torch import Tensor
 
 Grid = tuple[int, int]
 Colour = tuple[int, int, int]
-Picture = UInt8[np.ndarray, "h w 3"]
+Picture = UInt8[np.ndarray, "_ _ 3"]
 
 # Shown at most this large: a cell of the page is never wider than half of it, which leaves sharpness for
 # dense screens.

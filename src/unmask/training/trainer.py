@@ -30,14 +30,12 @@ Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainingConfig:
-    """How long, how large and on what a method is trained."""
+class TrainingOptions:
+    """How long and on what a method is trained: all that needs no look at the data."""
 
     epochs: Annotated[float, Doc("Passes over the data.")] = 100.0
-    batch_size: Annotated[int, Doc("Images of one optimizer step.")] = 256
     accumulate: Annotated[int, Doc("Parts into which a batch is cut, one after the other, to save memory.")] = 1
     seed: Annotated[int, Doc("Everything random follows from this.")] = 0
-    workers: Annotated[int, Doc("Processes that decode images; 0: the training process itself.")] = 2
     device: Annotated[str, Doc("cpu, cuda, cuda:1, mps; auto takes the best there is.")] = "auto"
     precision: Annotated[Precision, Doc("auto: bf16 on GPUs that have it, else fp16; fp32 elsewhere.")] = "auto"
     compile: Annotated[bool, Doc("Compile the losses by torch.compile: slow start, faster steps.")] = False
@@ -49,14 +47,34 @@ class TrainingConfig:
     ] = 0.0
     max_bad_share: Annotated[float, Doc("Share of unreadable images past which the run stops.")] = 0.1
 
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig(TrainingOptions):
+    """How a method is trained, with what was chosen for the data."""
+
+    batch_size: Annotated[int, Doc("Images of one optimizer step.")]
+    workers: Annotated[int, Doc("Processes that decode images; 0: the training process itself.")]
+
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "accumulate", "log_every", "checkpoint_every"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        positive = {
+            "epochs": self.epochs,
+            "batch_size": self.batch_size,
+            "accumulate": self.accumulate,
+            "log_every": self.log_every,
+            "checkpoint_every": self.checkpoint_every,
+        }
+        for name, value in positive.items():
+            if value <= 0:
+                raise ValueError(f"{name} must be above 0, got {value}")
+        for name, value in {"workers": self.workers, "keep_every": self.keep_every}.items():
+            if value < 0:
+                raise ValueError(f"{name} must be 0 or more, got {value}")
         if self.batch_size % self.accumulate:
             raise ValueError(f"a batch of {self.batch_size} cannot be cut into {self.accumulate} equal parts")
-        if self.workers < 0:
-            raise ValueError(f"workers must be 0 or more, got {self.workers}")
+        if self.evaluate_every < 0:
+            raise ValueError(f"evaluate_every must be 0 or more, got {self.evaluate_every}")
+        if not 0 < self.max_bad_share <= 1:
+            raise ValueError(f"max_bad_share must lie in (0, 1], got {self.max_bad_share}")
 
 
 class NonFiniteLoss(RuntimeError):

@@ -1,0 +1,70 @@
+"""The command line: finds the command and turns its errors into exit codes.
+
+0 done, 1 a check failed or we broke, 2 what the user gave is wrong (one sentence), 75 stopped and resumable.
+Nothing heavy is imported before a command needs it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import sys
+from collections.abc import Sequence
+
+COMMANDS = {
+    "pretrain": "turn a folder of images into an encoder",
+    "evaluate": "what an encoder is worth: kNN, linear probe",
+    "report": "write the page about a run",
+    "methods": "the table of methods",
+    "show": "every knob of a method: type, default, meaning, source",
+    "recipes": "ready-made configurations",
+    "verify": "replay the authors' golden vectors",
+}
+STOPPED = 75
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command line (default: the process's own); returns the exit code."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if not given or given[0] in ("-h", "--help", "help"):
+        print(_help())
+        return 0
+    if given[0] in ("-V", "--version"):
+        from unmask import __version__
+
+        print(__version__)
+        return 0
+    command, rest = given[0], given[1:]
+    if command not in COMMANDS:
+        near = difflib.get_close_matches(command, COMMANDS, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else "see unmask --help"
+        return _refuse(f"unknown command {command!r}; {hint}", 2)
+    module = importlib.import_module(f"unmask.commands.{command}")
+    try:
+        return int(module.run(rest))
+    except ValueError as error:
+        return _refuse(str(error), 2)
+    except KeyboardInterrupt:
+        return _refuse("interrupted", 130)
+    except BrokenPipeError:
+        # Whoever read our output has seen enough; leave nothing for the interpreter to flush.
+        sys.stdout = None  # type: ignore[assignment]
+        return 0
+
+
+def _refuse(sentence: str, code: int) -> int:
+    print(f"unmask: {sentence}", file=sys.stderr)
+    return code
+
+
+def _help() -> str:
+    width = max(map(len, COMMANDS))
+    rows = "\n".join(f"  {name:<{width}}  {meaning}" for name, meaning in COMMANDS.items())
+    return (
+        "usage: unmask COMMAND ...\n\n"
+        "A folder of unlabelled images in, a vision encoder out.\n\n"
+        f"{rows}\n\n"
+        "unmask COMMAND --help tells the rest. Begin with: unmask pretrain photos/"
+    )
+
+

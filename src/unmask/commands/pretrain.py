@@ -1,0 +1,189 @@
+"""`unmask pretrain DATA`: from a folder of images to an encoder."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+from rich.console import Console
+from typing_extensions import Doc
+
+from unmask.commands.parse import parse
+from unmask.config import RunConfig, load_config
+from unmask.data.sources import Source, open_source
+from unmask.defaults import Wishes, default_batch, default_workers, fit_settings
+from unmask.methods import find_method
+from unmask.methods.base import MethodConfig
+from unmask.pretrain import pretrain
+from unmask.recipes import find_recipe
+from unmask.run_folder import RunFolder
+from unmask.run_report import write_report
+from unmask.training.trainer import NonFiniteLoss, TrainingConfig, TrainingOptions, choose_device
+
+STOPPED = 75
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pretrain:
+    """Pre-train an encoder on unlabelled images. The same command again resumes a run that was stopped."""
+
+    data: Annotated[
+        tyro.conf.Positional[str],
+        Doc("A folder of images (any nesting), a .txt list, a .tar, builtin:emoji or builtin:fashion-mnist."),
+    ]
+    out: Annotated[Path | None, Doc("Run folder. Default: runs/METHOD-DATA.")] = None
+    method_name: Annotated[
+        str, tyro.conf.arg(name="method"), Doc("A method of `unmask methods`, or package.module:Class.")
+    ] = "conmim"
+    recipe: Annotated[str | None, Doc("Start from a ready-made configuration of `unmask recipes`.")] = None
+    config: Annotated[Path | None, Doc("Start from the config.json of another run.")] = None
+    encoder: Annotated[str | None, Doc("A timm ViT, for example vit_small_patch16_224.")] = None
+    image_size: Annotated[
+        tuple[int, ...] | None, Doc("Side of the crops in pixels, or height and width. Default: by the data.")
+    ] = None
+    patch_size: Annotated[int | None, Doc("Side of a patch in pixels. Default: 16, 8 or 4 by the image size.")] = None
+    channels: Annotated[int | None, Doc("Channels of the images. Default: 3.")] = None
+    normalisation: Annotated[
+        Literal["imagenet", "data"], Doc("Mean and deviation of the channels: ImageNet's, or computed from the data.")
+    ] = "imagenet"
+    lr: Annotated[float | None, Doc("Peak learning rate, absolute. Default: by the method's rule.")] = None
+    batch_size: Annotated[int | None, Doc("Images of one optimizer step. Default: by data and device.")] = None
+    workers: Annotated[int | None, Doc("Processes that decode images. Default: one a processor, at most 8.")] = None
+    options: Annotated[TrainingOptions, tyro.conf.arg(name="")] = TrainingOptions()
+    settings: Annotated[MethodConfig, tyro.conf.arg(name="method"), Doc("Knobs of the method.")]
+
+
+def run(arguments: Sequence[str]) -> int:
+    """The exit code of `unmask pretrain`."""
+    console = Console(soft_wrap=True)
+    base = _base(arguments)
+    command = parse(Pretrain, arguments, command="pretrain", default=_defaults(arguments, base))
+    config, notes = resolve(command, base)
+    folder = RunFolder(command.out or Path("runs") / default_name(config, command.recipe))
+    describe(config, folder, notes, console)
+    try:
+        outcome = pretrain(config, folder, console)
+    except NonFiniteLoss as error:
+        console.print(f"unmask: {error}", style="red", highlight=False)
+        return 1
+    if outcome.kind == "stopped":
+        console.print(
+            f"stopped by {outcome.signal} at step {outcome.step}, all saved; the same command resumes", highlight=False
+        )
+        return STOPPED
+    page = write_report(folder)
+    console.print(f"encoder: {folder.encoder_file}\nreport:  {page}", highlight=False)
+    return 0
+
+
+def _peek(arguments: Sequence[str], option: str) -> str | None:
+    """The value of an option before the line is parsed: what follows depends on it."""
+    value = None
+    for position, argument in enumerate(arguments):
+        if argument == option and position + 1 < len(arguments):
+            value = arguments[position + 1]
+        elif argument.startswith(f"{option}="):
+            value = argument.partition("=")[2]
+    return value
+
+
+def _base(arguments: Sequence[str]) -> RunConfig | None:
+    """The configuration that --config or --recipe begins with."""
+    file, recipe = _peek(arguments, "--config"), _peek(arguments, "--recipe")
+    if file is not None and recipe is not None:
+        raise ValueError("--config and --recipe exclude each other")
+    if file is not None:
+        return load_config(Path(file))
+    return None if recipe is None else find_recipe(recipe)()
+
+
+def _defaults(arguments: Sequence[str], base: RunConfig | None) -> Pretrain:
+    """What the options are where the user gives none."""
+    asked = _peek(arguments, "--method")
+    if base is None:
+        name = asked or "conmim"
+        return Pretrain(data=tyro.MISSING, method_name=name, settings=find_method(name).Config())
+    if asked is not None and asked != base.method:
+        raise ValueError(f"the configuration is of method {base.method!r}, not {asked!r}")
+    options = {
+        field.name: getattr(base.training, field.name) for field in dataclasses.fields(TrainingOptions)
+    }
+    return Pretrain(
+        data=base.data or tyro.MISSING,
+        method_name=base.method,
+        settings=base.settings,
+        options=TrainingOptions(**options),
+        batch_size=base.training.batch_size,
+        workers=base.training.workers,
+    )
+
+
+def resolve(command: Pretrain, base: RunConfig | None) -> tuple[RunConfig, list[str]]:
+    """The full configuration of a run, and a sentence for everything that was chosen for the data."""
+    source = open_source(command.data)
+    settings, notes = _settings(command, source, fit_to_data=base is None)
+    batch = command.batch_size
+    if batch is None:
+        batch = default_batch(len(source), choose_device(command.options.device).type != "cpu")
+    training = TrainingConfig(
+        **{field.name: getattr(command.options, field.name) for field in dataclasses.fields(TrainingOptions)},
+        batch_size=batch,
+        workers=default_workers() if command.workers is None else command.workers,
+    )
+    config = RunConfig(data=command.data, method=command.method_name, settings=settings, training=training)
+    return config, [f"{len(source)} images", *notes]
+
+
+def _settings(command: Pretrain, source: Source, *, fit_to_data: bool) -> tuple[MethodConfig, list[str]]:
+    encoder = command.settings.encoder
+    size = command.image_size
+    if size is not None and len(size) not in (1, 2):
+        raise ValueError(f"--image-size takes one number or two (height and width), got {len(size)}")
+    plain = type(encoder)()
+    if size is None and (encoder.image_height, encoder.image_width) != (plain.image_height, plain.image_width):
+        # Given by --method.encoder.image-height, by --config or by --recipe.
+        size = (encoder.image_height, encoder.image_width)
+    if size is None and not fit_to_data:
+        size = (encoder.image_height, encoder.image_width)
+    wishes = Wishes(
+        encoder=command.encoder,
+        image_size=None if size is None else (size[0], size[-1]),
+        patch_size=command.patch_size,
+        channels=command.channels,
+        normalisation=command.normalisation,
+        lr=command.lr,
+    )
+    return fit_settings(command.settings, wishes, source)
+
+
+def default_name(config: RunConfig, recipe: str | None) -> str:
+    """Name of the run folder when the user gives none: the same command always means the same folder."""
+    if recipe is not None:
+        return recipe
+    stem = Path(config.data.removeprefix("builtin:").rstrip("/")).resolve().name or "data"
+    return f"{config.method.rpartition(':')[2].lower()}-{stem}"
+
+
+def describe(config: RunConfig, folder: RunFolder, notes: list[str], console: Console) -> None:
+    """Print what is about to happen, and how it was decided."""
+    training, settings = config.training, config.settings
+    optimizer = settings.optimizer
+    peak = optimizer.peak(training.batch_size)
+    rule = "absolute" if optimizer.lr_batch is None else f"{optimizer.lr:g} per {optimizer.lr_batch} images"
+    warmup = min(optimizer.warmup_epochs, training.epochs / 5)
+    rows = {
+        "method": find_method(config.method).info.title,
+        "data": f"{config.data} ({'; '.join(notes)})",
+        "encoder": f"{settings.encoder.name}, {settings.encoder.image_height}x{settings.encoder.image_width} pixels, "
+        f"patches of {settings.encoder.patch_size}",
+        "training": f"{training.epochs:g} epochs, batches of {training.batch_size}, "
+        f"on {choose_device(training.device)}, {training.workers} workers",
+        "learning rate": f"{peak:.3g} ({rule}), {warmup:g} epochs of warm-up",
+        "out": str(folder.path),
+    }
+    for name, value in rows.items():
+        console.print(f"[bold]{name:<13}[/bold] {value}", highlight=False)

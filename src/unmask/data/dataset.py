@@ -1,0 +1,109 @@
+"""One image after another as crops, with a stand-in or a note for each file that cannot be used.
+
+Shape legend: V crops of one image, C channels, H x W pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from jaxtyping import Float, UInt8
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from unmask.data.batch import CropConfig
+from unmask.data.crop import Stream, center_crop, crop_image, sample_generator
+from unmask.data.decode import DecodeError, open_image
+from unmask.data.sources import Source
+
+_REPLACEMENTS = 32
+
+
+@dataclass(frozen=True)
+class BadFile:
+    """A file that could not be used: its position in the source, its name, and why."""
+
+    index: int
+    path: str
+    reason: str
+
+    @classmethod
+    def of(cls, source: Source, index: int, error: OSError | DecodeError) -> BadFile:
+        """The note for an error met while reading or decoding."""
+        # An OSError's own text repeats the path.
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        return cls(index, source.path(index), reason)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """The crops of one image, by groups, after the bad files met on the way to it.
+
+    `index` is the image really used. `crops` is empty when none was found.
+    """
+
+    crops: tuple[UInt8[Tensor, "V C H W"], ...]
+    boxes: tuple[Float[Tensor, "V 6"], ...]
+    index: int
+    bad: tuple[BadFile, ...]
+
+
+class CropDataset(Dataset[Sample]):
+    """Random crops of the images of a source; an item is asked for by (epoch, index).
+
+    A bad file is replaced by another image, chosen by (seed, epoch, index), so that batches keep their size;
+    after 32 tries the sample is empty.
+    """
+
+    def __init__(self, source: Source, crops: tuple[CropConfig, ...], *, channels: int, seed: int) -> None:
+        self.source = source
+        self.crops = crops
+        self.channels = channels
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, key: tuple[int, int]) -> Sample:
+        epoch, index = key
+        bad: dict[int, BadFile] = {}
+        for candidate in self._candidates(epoch, index):
+            if candidate not in bad:
+                try:
+                    opened = open_image(self.source.read(candidate))
+                    # The crop is the sample's own: a replacement must not repeat a crop of this epoch.
+                    generator = sample_generator(self.seed, epoch, index, Stream.CROP)
+                    crops, boxes = crop_image(opened, self.crops, generator, channels=self.channels)
+                    return Sample(crops, boxes, candidate, tuple(bad.values()))
+                except (OSError, DecodeError) as error:
+                    bad[candidate] = BadFile.of(self.source, candidate, error)
+        return Sample((), (), index, tuple(bad.values()))
+
+    def _candidates(self, epoch: int, index: int) -> Iterator[int]:
+        """The image asked for, then replacements."""
+        yield index
+        generator = sample_generator(self.seed, epoch, index, Stream.REPLACEMENT)
+        for _ in range(_REPLACEMENTS):
+            yield int(generator.integers(len(self.source)))
+
+
+class CenterCropDataset(Dataset[Sample]):
+    """The central crop of each image; a bad file gives an empty sample."""
+
+    def __init__(self, source: Source, *, height: int, width: int, channels: int) -> None:
+        self.source = source
+        self.height = height
+        self.width = width
+        self.channels = channels
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> Sample:
+        try:
+            opened = open_image(self.source.read(index))
+            image_CHW = center_crop(opened, self.height, self.width, channels=self.channels)
+        except (OSError, DecodeError) as error:
+            return Sample((), (), index, (BadFile.of(self.source, index, error),))
+        return Sample((image_CHW[None],), (), index, ())

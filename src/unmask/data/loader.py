@@ -1,0 +1,269 @@
+"""Batches that any number of workers, ranks and restarts reproduce exactly.
+
+A step's samples, their crops and its seed are functions of (seed, step) alone, so there is no state to save:
+to resume, ask for the next step. Shape legend: B samples, V crops of one image, C channels, H x W pixels.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from jaxtyping import Int64, UInt8
+from torch import Tensor
+from torch.utils.data import DataLoader, Sampler
+
+from unmask.data.batch import Batch, CropConfig
+from unmask.data.crop import Stream, sample_generator
+from unmask.data.dataset import BadFile, CenterCropDataset, CropDataset, Sample
+from unmask.data.sources import Source
+
+_MIN_FILES_TO_JUDGE = 20
+
+
+class TooManyBadFiles(ValueError):  # noqa: N818 - what happened, in the words of its message
+    """So many files cannot be read that what is left is no longer what the user meant to train on."""
+
+
+class CropLoader:
+    """Batches for the steps `start_step` to `total_steps` - 1, in an order shuffled anew each epoch.
+
+    A global batch is `batch_size` * `world_size` images, of which rank r gets the r-th slice; an epoch's last
+    images that fill no batch are left out. `bad_files` (name to reason) grows while iterating; iterating
+    raises TooManyBadFiles when more than the share `max_bad_share` of the distinct files seen are bad (asked
+    once 20 files, or all, were seen), and RuntimeError when a worker process dies.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        crops: tuple[CropConfig, ...],
+        *,
+        batch_size: int,
+        total_steps: int,
+        start_step: int = 0,
+        seed: int,
+        workers: int,
+        channels: int = 3,
+        rank: int = 0,
+        world_size: int = 1,
+        pin_memory: bool = False,
+        max_bad_share: float = 0.1,
+    ) -> None:
+        assert 0 <= rank < world_size
+        assert start_step >= 0
+        if batch_size < 1:
+            raise ValueError(f"the batch size must be at least 1, not {batch_size}")
+        if batch_size * world_size > len(source):
+            raise ValueError(
+                f"a batch of {batch_size * world_size} images is larger than {source.name}, "
+                f"which has {len(source)}: choose a smaller batch"
+            )
+        self.bad_files: dict[str, str] = {}
+        self.steps_per_epoch = len(source) // (batch_size * world_size)
+        self._dataset = CropDataset(source, crops, channels=channels, seed=seed)
+        self._batch_size = batch_size
+        self._steps = range(start_step, total_steps)
+        self._workers = workers
+        self._rank = rank
+        self._world_size = world_size
+        self._pin_memory = pin_memory
+        self._max_bad_share = max_bad_share
+        self._seen = np.zeros(len(source), dtype=np.bool_)
+        self._bad = np.zeros(len(source), dtype=np.bool_)
+
+    def __len__(self) -> int:
+        """Number of batches one iteration gives."""
+        return len(self._steps)
+
+    def __iter__(self) -> Iterator[Batch]:
+        keys = _StepKeys(
+            seed=self._dataset.seed,
+            steps=self._steps,
+            steps_per_epoch=self.steps_per_epoch,
+            source_size=len(self._dataset),
+            batch_size=self._batch_size,
+            rank=self._rank,
+            world_size=self._world_size,
+        )
+        # One DataLoader for all epochs: nothing drains or starts anew between them.
+        loader = DataLoader(
+            self._dataset,
+            batch_sampler=keys,
+            collate_fn=_collate_whole,
+            num_workers=self._workers,
+            worker_init_fn=_leave_signals_to_main,
+            pin_memory=self._pin_memory,
+        )
+        for step, loaded in zip(self._steps, _watched(iter(loader)), strict=True):
+            self._judge(loaded)
+            assert loaded.batch is not None
+            yield replace(loaded.batch, seed=step_seed(self._dataset.seed, step, self._rank))
+
+    def _judge(self, loaded: _Loaded) -> None:
+        """Count the files of a batch; raise when too many seen are bad, or a sample found no readable one."""
+        if loaded.batch is not None:
+            self._seen[loaded.batch.indices.numpy()] = True
+        for bad in loaded.bad:
+            self._seen[bad.index] = self._bad[bad.index] = True
+            self.bad_files[bad.path] = bad.reason
+        seen, bad_count = int(self._seen.sum()), int(self._bad.sum())
+        judged = seen >= min(_MIN_FILES_TO_JUDGE, len(self._seen))
+        if loaded.batch is None or (judged and bad_count > self._max_bad_share * seen):
+            path, reason = next(iter(self.bad_files.items()))
+            raise TooManyBadFiles(
+                f"{bad_count} of the {seen} files read so far cannot be used "
+                f"(at most {self._max_bad_share:.0%} may be bad), for example {path}: {reason}"
+            )
+
+
+class EvalLoader:
+    """Central crops of the whole source in its order, as (uint8 images [B, C, H, W], positions [B]).
+
+    Bad files are left out and noted in `bad_files` (name to reason), so a batch may be smaller. Iterating
+    raises ValueError when no file at all can be read, RuntimeError when a worker process dies.
+    """
+
+    def __init__(
+        self, source: Source, *, height: int, width: int, channels: int = 3, batch_size: int, workers: int
+    ) -> None:
+        self.bad_files: dict[str, str] = {}
+        self._dataset = CenterCropDataset(source, height=height, width=width, channels=channels)
+        self._batch_size = batch_size
+        self._workers = workers
+
+    def __iter__(self) -> Iterator[tuple[UInt8[Tensor, "B C H W"], Int64[Tensor, " B"]]]:
+        loader = DataLoader(
+            self._dataset,
+            batch_size=self._batch_size,
+            collate_fn=_collate_readable,
+            num_workers=self._workers,
+            worker_init_fn=_leave_signals_to_main,
+        )
+        found_any = False
+        for loaded in _watched(iter(loader)):
+            self.bad_files.update({bad.path: bad.reason for bad in loaded.bad})
+            if loaded.batch is not None:
+                found_any = True
+                yield loaded.batch.crops[0][:, 0], loaded.batch.indices
+        if not found_any:
+            raise ValueError(f"no readable image in {self._dataset.source.name}")
+
+
+def step_seed(seed: int, step: int, rank: int) -> int:
+    """63 bits that differ for each (seed, step, rank): the seed of all that is drawn on the device."""
+    digest = hashlib.blake2b(f"{seed} {step} {rank}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
+class _StepKeys(Sampler[list[tuple[int, int]]]):
+    """For each step the (epoch, index) pairs of this rank's samples."""
+
+    def __init__(
+        self,
+        *,
+        seed: int,
+        steps: range,
+        steps_per_epoch: int,
+        source_size: int,
+        batch_size: int,
+        rank: int,
+        world_size: int,
+    ) -> None:
+        self._seed = seed
+        self._steps = steps
+        self._steps_per_epoch = steps_per_epoch
+        self._source_size = source_size
+        self._batch_size = batch_size
+        self._rank = rank
+        self._world_size = world_size
+
+    def __len__(self) -> int:
+        return len(self._steps)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        known_epoch, order = -1, np.empty(0, dtype=np.int64)
+        for step in self._steps:
+            epoch, position = divmod(step, self._steps_per_epoch)
+            if epoch != known_epoch:
+                order = sample_generator(self._seed, epoch, 0, Stream.ORDER).permutation(self._source_size)
+                known_epoch = epoch
+            start = (position * self._world_size + self._rank) * self._batch_size
+            yield [(epoch, index) for index in order[start : start + self._batch_size].tolist()]
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    """What a worker hands over: a batch, None when there were not the images for it, and the bad files."""
+
+    batch: Batch | None
+    bad: tuple[BadFile, ...]
+
+    def pin_memory(self) -> _Loaded:
+        """The same in page-locked memory (called by torch's DataLoader)."""
+        return self if self.batch is None else replace(self, batch=self.batch.pin_memory())
+
+
+def _collate_whole(samples: list[Sample]) -> _Loaded:
+    """A batch of all the samples, None when one of them is empty."""
+    whole = all(sample.crops for sample in samples)
+    return _Loaded(_batch(samples) if whole else None, tuple(bad for sample in samples for bad in sample.bad))
+
+
+def _collate_readable(samples: list[Sample]) -> _Loaded:
+    """A batch of those samples that are not empty, None when all are."""
+    readable = [sample for sample in samples if sample.crops]
+    return _Loaded(
+        _batch(readable) if readable else None, tuple(bad for sample in samples for bad in sample.bad)
+    )
+
+
+def _batch(samples: list[Sample]) -> Batch:
+    return Batch(
+        crops=tuple(torch.stack(group) for group in zip(*(sample.crops for sample in samples), strict=True)),
+        boxes=tuple(torch.stack(group) for group in zip(*(sample.boxes for sample in samples), strict=True)),
+        indices=torch.tensor([sample.index for sample in samples], dtype=torch.int64),
+    )
+
+
+def _watched(batches: Iterator[_Loaded]) -> Iterator[_Loaded]:
+    """The batches, with one clear sentence when a worker process has died."""
+    while True:
+        try:
+            loaded = next(batches)
+        except StopIteration:
+            return
+        except RuntimeError as error:
+            if not str(error).startswith("DataLoader worker"):
+                raise
+            raise RuntimeError(
+                "a data worker died, most likely because memory or shared memory (/dev/shm) ran out: "
+                f"use fewer workers or a smaller batch ({str(error).strip()})"
+            ) from error
+        yield loaded
+
+
+def _leave_signals_to_main(worker: int) -> None:
+    """Make a worker survive Ctrl-C and a terminated job: the main process must finish its step and save.
+
+    Both signals reach every process of a job. The worker still ends when its main process ends or terminates
+    it.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if sys.platform == "linux":
+        # Not plainly ignored: at exit the main process terminates its workers so, and waits for them.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_when_terminated_by, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_when_terminated_by(parent: int) -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+        pass
+    os._exit(0)

@@ -1,0 +1,35 @@
+"""Evaluations of an encoder on a data source: what `unmask evaluate` and the training loop call."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from unmask.data.sources import Source, labelled
+from unmask.evaluation.features import Features, extract
+from unmask.models.pretrained import Pooling, PretrainedEncoder
+
+EVALUATION_BATCH = 128
+
+
+def encoder_features(
+    encoder: PretrainedEncoder, source: Source, *, workers: int, pooling: Pooling = "mean"
+) -> Features:
+    """Frozen features of all images of `source`, resized to the encoder's own image size."""
+    height, width = encoder.encoder.image_size
+    return extract(
+        partial(encoder.features, pooling=pooling),
+        source,
+        height=height,
+        width=width,
+        channels=encoder.encoder.config.channels,
+        batch_size=EVALUATION_BATCH,
+        workers=workers,
+    )
+
+
+def labelled_or_none(data: str) -> tuple[Source, Source] | None:
+    """The labelled halves of `data`, or None where it has no labels that an evaluation could use."""
+    try:
+        return labelled(data)
+    except ValueError:
+        return None

@@ -1,0 +1,245 @@
+"""Masks: how many patches, which shapes, how likely, and from which source of randomness."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from unmask.masking import (
+    MaskConfig,
+    blockwise_mask,
+    masked_count,
+    random_mask,
+    sample_mask,
+    visible_indices,
+)
+
+
+def _generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+@given(
+    rows=st.integers(1, 9),
+    columns=st.integers(1, 9),
+    unit=st.integers(1, 3),
+    ratio=st.floats(0.01, 0.99),
+    batch=st.integers(1, 4),
+)
+@settings(max_examples=80, deadline=None)
+def test_random_masks_hide_exactly_the_promised_whole_units(rows, columns, unit, ratio, batch):
+    units = rows * columns
+    hidden = math.ceil(units * ratio - 1e-9)
+    grid = (rows * unit, columns * unit)
+    config = MaskConfig(kind="random", ratio=ratio, unit=unit)
+    if hidden == units:
+        with pytest.raises(ValueError, match="at least one must be hidden and one visible"):
+            sample_mask(config, batch, grid, generator=_generator(), device="cpu")
+        return
+    mask_BN = sample_mask(config, batch, grid, generator=_generator(), device="cpu")
+    assert mask_BN.shape == (batch, grid[0] * grid[1])
+    assert mask_BN.dtype == torch.bool
+    assert mask_BN.sum(1).tolist() == [hidden * unit**2] * batch
+    assert masked_count(config, grid) == hidden * unit**2
+    whole = mask_BN.view(batch, rows, unit, columns, unit).float().mean(dim=(2, 4))
+    assert ((whole == 0) | (whole == 1)).all()
+
+
+@pytest.mark.parametrize(
+    ("ratio", "unit", "hidden"),
+    [(0.75, 2, 148), (0.6, 2, 120), (0.65, 2, 128), (0.75, 1, 147), (0.15, 1, 30)],
+    ids=["conmim", "simmim", "cmae", "mae", "msn"],
+)
+def test_the_authors_counts_on_a_grid_of_14(ratio, unit, hidden):
+    assert masked_count(MaskConfig(ratio=ratio, unit=unit), (14, 14)) == hidden
+
+
+def test_the_count_is_blind_to_rounding_of_the_product():
+    assert 100 * 0.07 > 7  # the product that would give one patch too many
+    assert 100 * 0.55 > 55
+    assert masked_count(MaskConfig(ratio=0.07), (10, 10)) == 7
+    assert masked_count(MaskConfig(ratio=0.55), (10, 10)) == 55
+
+
+def test_random_masks_are_uniform_over_patches():
+    draws, grid, ratio = 3000, (4, 6), 0.5
+    mask_BN = random_mask(draws, grid, ratio, generator=_generator(), device="cpu")
+    counts_N = mask_BN.sum(0).double()
+    chi_square = ((counts_N - draws * ratio) ** 2 / (draws * ratio * (1 - ratio))).sum().item()
+    assert chi_square < 60  # about 24 expected; above 60 once in 10 000
+
+
+def _reference_block_mask(rows, columns, target, generator):
+    """BEiT's algorithm as it is usually told: one sample, one proposal at a time."""
+
+    def uniform(low, high):
+        return low + (high - low) * torch.rand((), generator=generator).item()
+
+    hidden = set()
+    while len(hidden) < target:
+        room = target - len(hidden)
+        for _ in range(10):
+            area, aspect = uniform(16, room), math.exp(uniform(math.log(0.3), -math.log(0.3)))
+            height, width = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+            if height >= rows or width >= columns:
+                continue
+            top = int(torch.randint(rows - height + 1, (), generator=generator))
+            left = int(torch.randint(columns - width + 1, (), generator=generator))
+            box = {(r, c) for r in range(top, top + height) for c in range(left, left + width)}
+            if 0 < len(box - hidden) <= room:
+                hidden |= box
+                break
+        else:
+            break
+    return hidden
+
+
+def test_blockwise_masks_have_the_measured_distribution():
+    mask_BN = blockwise_mask(3000, (14, 14), 75, generator=_generator(), device="cpu")
+    count_B = mask_BN.sum(1).double()
+    assert 60 <= count_B.min() <= 70
+    assert count_B.max() == 75
+    assert 74.3 < count_B.mean() < 74.7
+
+
+def test_blockwise_masks_agree_with_the_algorithm_told_one_proposal_at_a_time():
+    samples = 500
+    expected_NN = torch.zeros(14, 14, dtype=torch.double)
+    expected_count, expected_edges = [], []
+    generator = _generator(1)
+    for _ in range(samples):
+        hidden = _reference_block_mask(14, 14, 75, generator)
+        expected_count.append(len(hidden))
+        expected_edges.append(sum((r, c + 1) not in hidden for r, c in hidden))
+        for r, c in hidden:
+            expected_NN[r, c] += 1 / samples
+    mask_BHW = blockwise_mask(4 * samples, (14, 14), 75, generator=_generator(2), device="cpu").view(
+        -1, 14, 14
+    )
+    right_BHW = torch.nn.functional.pad(mask_BHW[:, :, 1:], (0, 1))
+    edges_B = (mask_BHW & ~right_BHW).sum(dim=(1, 2)).double()
+    assert mask_BHW.double().sum(dim=(1, 2)).mean() == pytest.approx(sum(expected_count) / samples, abs=0.15)
+    assert edges_B.mean() == pytest.approx(
+        sum(expected_edges) / samples, rel=0.03
+    )  # as ragged as the original
+    assert (mask_BHW.double().mean(0) - expected_NN).abs().max() < 0.12  # five standard errors of 500 samples
+    assert (mask_BHW.double().mean(0) - expected_NN).abs().mean() < 0.03
+
+
+@given(
+    rows=st.integers(2, 9),
+    columns=st.integers(2, 9),
+    share=st.floats(0.01, 0.99),
+    min_patches=st.integers(1, 30),
+    exact=st.booleans(),
+    seed=st.integers(0, 2**31),
+)
+@settings(max_examples=80, deadline=None)
+def test_blockwise_masks_stay_within_the_target_on_any_grid(rows, columns, share, min_patches, exact, seed):
+    target = min(max(1, round(share * rows * columns)), rows * columns - 1)
+    mask_BN = blockwise_mask(
+        5,
+        (rows, columns),
+        target,
+        min_patches=min_patches,
+        exact=exact,
+        generator=_generator(seed),
+        device="cpu",
+    )
+    count_B = mask_BN.sum(1)
+    assert mask_BN.shape == (5, rows * columns)
+    assert mask_BN.dtype == torch.bool
+    assert count_B.min() >= 1
+    assert count_B.max() <= target
+    if exact:
+        assert count_B.tolist() == [target] * 5
+
+
+def test_exact_keeps_the_blocks_and_only_adds():
+    loose_BN = blockwise_mask(200, (14, 14), 75, generator=_generator(5), device="cpu")
+    exact_BN = blockwise_mask(200, (14, 14), 75, exact=True, generator=_generator(5), device="cpu")
+    assert (loose_BN.sum(1) < 75).any()
+    assert not (loose_BN & ~exact_BN).any()
+    assert exact_BN.sum(1).tolist() == [75] * 200
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        MaskConfig(ratio=0.75, unit=2),
+        MaskConfig(kind="blockwise", ratio=0.38),
+        MaskConfig(kind="blockwise", ratio=0.38, exact=True),
+    ],
+    ids=["random", "blockwise", "exact"],
+)
+def test_masks_are_a_function_of_the_generator_alone(config):
+    before = torch.get_rng_state()
+    first_BN = sample_mask(config, 8, (14, 14), generator=_generator(3), device="cpu")
+    again_BN = sample_mask(config, 8, (14, 14), generator=_generator(3), device="cpu")
+    other_BN = sample_mask(config, 8, (14, 14), generator=_generator(4), device="cpu")
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(first_BN, again_BN)
+    assert not torch.equal(first_BN, other_BN)
+    assert len({tuple(mask_N.tolist()) for mask_N in first_BN}) == 8
+
+
+def test_without_a_generator_torchs_global_state_is_used():
+    torch.manual_seed(7)
+    first_BN = random_mask(2, (4, 4), 0.5, device="cpu")
+    torch.manual_seed(7)
+    assert torch.equal(random_mask(2, (4, 4), 0.5, device="cpu"), first_BN)
+
+
+def test_counts_known_before_sampling():
+    assert masked_count(MaskConfig(kind="blockwise", ratio=0.38), (14, 14)) is None
+    assert masked_count(MaskConfig(kind="blockwise", ratio=0.38, exact=True), (14, 14)) == 75
+
+
+@given(rows=st.integers(2, 8), columns=st.integers(2, 8), ratio=st.floats(0.05, 0.7), known=st.booleans())
+@settings(max_examples=40, deadline=None)
+def test_visible_indices_are_the_unmasked_patches_in_order(rows, columns, ratio, known):
+    mask_BN = random_mask(3, (rows, columns), ratio, generator=_generator(), device="cpu")
+    hidden = masked_count(MaskConfig(ratio=ratio), (rows, columns)) if known else None
+    indices_BV = visible_indices(mask_BN, hidden=hidden)
+    assert indices_BV.dtype == torch.int64
+    for mask_N, indices_V in zip(mask_BN, indices_BV, strict=True):
+        assert indices_V.tolist() == [n for n, gone in enumerate(mask_N.tolist()) if not gone]
+
+
+def test_uneven_masks_cannot_be_dropped():
+    mask_BN = torch.tensor([[True, False, False], [True, True, False]])
+    with pytest.raises(ValueError, match="must hide equally many patches to drop them, got 1 to 2"):
+        visible_indices(mask_BN)
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"ratio": 0.0}, "mask ratio must lie strictly between 0 and 1, got 0.0"),
+        ({"ratio": 1.0}, "mask ratio must lie strictly between 0 and 1, got 1.0"),
+        ({"ratio": math.nan}, "mask ratio must lie strictly between 0 and 1, got nan"),
+        ({"unit": 0}, "mask unit must be at least 1 patch, got 0"),
+        ({"kind": "blockwise", "unit": 2}, "mask unit applies to random masks only"),
+        ({"min_block_patches": 0}, "min_block_patches must be at least 1, got 0"),
+        ({"min_aspect": 0.0}, "min_aspect must lie above 0 and be at most 1, got 0.0"),
+        ({"min_aspect": 1.5}, "min_aspect must lie above 0 and be at most 1, got 1.5"),
+    ],
+)
+def test_a_wrong_config_is_refused_in_one_sentence(changes, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        MaskConfig(**changes)
+
+
+def test_impossible_grids_are_refused_in_one_sentence():
+    with pytest.raises(ValueError, match="a grid of 7x6 patches does not divide into squares of 2x2 patches"):
+        random_mask(1, (7, 6), 0.5, unit=2, device="cpu")
+    with pytest.raises(ValueError, match="would hide 4 of 4 squares of patches"):
+        random_mask(1, (2, 2), 0.9, device="cpu")
+    with pytest.raises(ValueError, match="blockwise masks need a grid of at least 2x2 patches, got 1x9"):
+        blockwise_mask(1, (1, 9), 4, device="cpu")
+    with pytest.raises(ValueError, match="can hide 1 to 8 patches, not 9"):
+        blockwise_mask(1, (3, 3), 9, device="cpu")
