@@ -44,7 +44,7 @@ _HOMES = {
     "TrainingConfig": "unmask.training.trainer",
 }
 
-__all__ = ["__version__", *_HOMES]  # noqa: PLE0604
+__all__ = ["__version__", *_HOMES]
 
 if TYPE_CHECKING:
     from unmask.colour import ColourConfig as ColourConfig

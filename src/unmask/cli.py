@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _refuse("interrupted", 130)
     except BrokenPipeError:
         # Whoever read our output has seen enough; leave nothing for the interpreter to flush.
-        sys.stdout = None  # type: ignore[assignment]
+        sys.stdout = None
         return 0
 
 
@@ -66,5 +66,3 @@ def _help() -> str:
         f"{rows}\n\n"
         "unmask COMMAND --help tells the rest. Begin with: unmask pretrain photos/"
     )
-
-

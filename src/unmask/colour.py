@@ -36,9 +36,7 @@ class ColourConfig:
     brightness: Annotated[float, Doc("Brightness factor is uniform in 1 ± this, at least 0.")] = 0.0
     contrast: Annotated[float, Doc("Contrast factor is uniform in 1 ± this, at least 0.")] = 0.0
     saturation: Annotated[float, Doc("Saturation factor is uniform in 1 ± this, at least 0.")] = 0.0
-    hue: Annotated[
-        float, Doc("Hue shift is uniform in ± this, in turns of the colour circle; at most 0.5.")
-    ] = 0.0
+    hue: Annotated[float, Doc("Hue shift is uniform in ± this, in turns of the colour circle; at most 0.5.")] = 0.0
     jitter_p: Annotated[float, Doc("Probability that the four above are applied, in random order.")] = 0.0
     grey_p: Annotated[float, Doc("Probability of greyscale.")] = 0.0
     blur_p: Annotated[float, Doc("Probability of Gaussian blur.")] = 0.0
@@ -72,9 +70,7 @@ class ColourConfig:
                 raise ValueError(f"{name} must lie between 0 and 1, got {share}")
         low, high = self.blur_sigma
         if not 0 < low <= high < math.inf:
-            raise ValueError(
-                f"blur_sigma must be a range of positive numbers, low to high, got {low} to {high}"
-            )
+            raise ValueError(f"blur_sigma must be a range of positive numbers, low to high, got {low} to {high}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,9 +123,7 @@ def sample_colour(config: ColourConfig, batch: int, generator: torch.Generator) 
     )
 
 
-def apply_colour(
-    images_BCHW: Float[Tensor, "B C H W"], parameters: ColourParameters
-) -> Float[Tensor, "B C H W"]:
+def apply_colour(images_BCHW: Float[Tensor, "B C H W"], parameters: ColourParameters) -> Float[Tensor, "B C H W"]:
     """The images, values in [0, 1], with each sample's colour changes; the input is left as it is.
 
     Returns the input itself when there is nothing to do. Saturation, hue and greyscale need three channels

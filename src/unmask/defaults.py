@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, replace
 
-from unmask.data.statistics import mean_and_std, median_size
 from unmask.data.sources import Source
+from unmask.data.statistics import mean_and_std, median_size
 from unmask.methods.base import IMAGENET_MEAN, MethodConfig
 
 FULL_SIZE = 224
@@ -66,10 +66,12 @@ def fit_settings(settings: MethodConfig, wishes: Wishes, source: Source) -> tupl
         patch = wishes.patch_size or (encoder.patch_size or default_patch(median))
         height = width = default_side(median, patch)
         notes.append(f"crops of {height}x{width} pixels in patches of {patch}, for images of median side {median}")
+    mean, std = _normalisation(settings, encoder.channels, wishes.normalisation, source, notes)
     settings = replace(
         settings.for_images(height, width),
         encoder=replace(encoder, image_height=height, image_width=width, patch_size=patch),
-        **_normalisation(settings, encoder.channels, wishes.normalisation, source, notes),
+        mean=mean,
+        std=std,
     )
     if wishes.lr is not None:
         settings = replace(settings, optimizer=replace(settings.optimizer, lr=wishes.lr, lr_batch=None))
@@ -78,12 +80,12 @@ def fit_settings(settings: MethodConfig, wishes: Wishes, source: Source) -> tupl
 
 def _normalisation(
     settings: MethodConfig, channels: int, wish: str, source: Source, notes: list[str]
-) -> dict[str, tuple[float, ...]]:
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
     if wish == "data" or channels != len(IMAGENET_MEAN):
         mean, std = mean_and_std(source, channels=channels)
         notes.append(f"mean {_rounded(mean)} and deviation {_rounded(std)}, computed from the data")
-        return {"mean": _rounded(mean), "std": _rounded(std)}
-    return {"mean": settings.mean, "std": settings.std}
+        return _rounded(mean), _rounded(std)
+    return settings.mean, settings.std
 
 
 def _rounded(values: tuple[float, ...]) -> tuple[float, ...]:

@@ -32,22 +32,18 @@ class MaskConfig:
         Literal["random", "blockwise"],
         Doc("`random`: units drawn uniformly [SimMIM, MAE]; `blockwise`: a union of rectangles [BEiT]."),
     ] = "random"
-    ratio: Annotated[float, Doc("Share of the patches to hide; the count is rounded up to whole units.")] = (
-        0.75
-    )
+    ratio: Annotated[float, Doc("Share of the patches to hide; the count is rounded up to whole units.")] = 0.75
     unit: Annotated[
         int,
         Doc("Side, in patches, of the squares hidden together: 2 for 32-pixel blocks of 16-pixel patches."),
     ] = 1
-    min_block_patches: Annotated[
-        int, Doc("Blockwise: smallest area drawn for a rectangle, in patches. [BEiT]")
-    ] = 16
+    min_block_patches: Annotated[int, Doc("Blockwise: smallest area drawn for a rectangle, in patches. [BEiT]")] = 16
     min_aspect: Annotated[
         float, Doc("Blockwise: smallest height / width of a rectangle; the largest is its inverse. [BEiT]")
     ] = 0.3
-    exact: Annotated[
-        bool, Doc("Blockwise: hide random patches too until the count is met exactly. [BootMAE, SIM]")
-    ] = False
+    exact: Annotated[bool, Doc("Blockwise: hide random patches too until the count is met exactly. [BootMAE, SIM]")] = (
+        False
+    )
 
     def __post_init__(self) -> None:
         if self.kind not in ("random", "blockwise"):
@@ -57,9 +53,7 @@ class MaskConfig:
         if self.unit < 1:
             raise ValueError(f"mask unit must be at least 1 patch, got {self.unit}")
         if self.kind == "blockwise" and self.unit != 1:
-            raise ValueError(
-                f"mask unit applies to random masks only, got unit {self.unit} with blockwise masks"
-            )
+            raise ValueError(f"mask unit applies to random masks only, got unit {self.unit} with blockwise masks")
         if self.min_block_patches < 1:
             raise ValueError(f"min_block_patches must be at least 1, got {self.min_block_patches}")
         if not 0 < self.min_aspect <= 1:
@@ -86,11 +80,7 @@ def random_mask(
     noise_BU = torch.rand(batch, rows * columns, generator=generator, device=device)
     mask_BU = torch.zeros_like(noise_BU, dtype=torch.bool)
     mask_BU.scatter_(1, noise_BU.topk(hidden, dim=1, sorted=False).indices, True)
-    return (
-        mask_BU.view(batch, rows, 1, columns, 1)
-        .expand(-1, -1, unit, -1, unit)
-        .reshape(batch, grid[0] * grid[1])
-    )
+    return mask_BU.view(batch, rows, 1, columns, 1).expand(-1, -1, unit, -1, unit).reshape(batch, grid[0] * grid[1])
 
 
 def blockwise_mask(
@@ -125,8 +115,7 @@ def blockwise_mask(
         raise ValueError(f"blockwise masks need a grid of at least 2x2 patches, got {rows}x{columns}")
     if not 0 < target < rows * columns:
         raise ValueError(
-            f"a blockwise mask on a grid of {rows}x{columns} can hide 1 to {rows * columns - 1} "
-            f"patches, not {target}"
+            f"a blockwise mask on a grid of {rows}x{columns} can hide 1 to {rows * columns - 1} patches, not {target}"
         )
     largest = target if max_patches is None else min(max_patches, target)
     smallest = min(min_patches, target, max(1, (rows - 1) * (columns - 1) // 2))
@@ -217,9 +206,7 @@ def _propose_boxes(
     """Ten random rectangles a sample; one that does not fit inside the grid comes out empty."""
     rows, columns = grid
     device = room_B.device
-    area_u, aspect_u, top_u, left_u = torch.rand(
-        4, len(room_B), _TRIES, generator=generator, device=device
-    ).unbind()
+    area_u, aspect_u, top_u, left_u = torch.rand(4, len(room_B), _TRIES, generator=generator, device=device).unbind()
     # As the authors' `uniform(min, room)`, this also works downwards, when there is less room than the
     # smallest area.
     area_BK = smallest + (room_B[:, None] - smallest) * area_u
@@ -240,9 +227,7 @@ def _propose_boxes(
 def _hidden_units(grid: Grid, ratio: float, unit: int) -> int:
     rows, columns = grid
     if rows % unit or columns % unit:
-        raise ValueError(
-            f"a grid of {rows}x{columns} patches does not divide into squares of {unit}x{unit} patches"
-        )
+        raise ValueError(f"a grid of {rows}x{columns} patches does not divide into squares of {unit}x{unit} patches")
     units = rows * columns // unit**2
     hidden = _round_up(units * ratio)
     if not 0 < hidden < units:

@@ -21,10 +21,12 @@ class OptimizerConfig:
     """AdamW with warm-up and decay of the learning rate."""
 
     lr: Annotated[
-        float, Doc("Peak learning rate; per `lr_batch` images of global batch where that is set, else absolute.")
+        float,
+        Doc("Peak learning rate; per `lr_batch` images of global batch where that is set, else absolute."),
     ] = 1.5e-4
     lr_batch: Annotated[
-        int | None, Doc("Linear scaling rule: the rate is lr x global batch / lr_batch. None: lr is absolute.")
+        int | None,
+        Doc("Linear scaling rule: the rate is lr x global batch / lr_batch. None: lr is absolute."),
     ] = 256
     betas: Annotated[tuple[float, float], Doc("AdamW's decay of its first and second moments.")] = (0.9, 0.95)
     eps: Annotated[float, Doc("AdamW's epsilon.")] = 1e-8
@@ -76,9 +78,7 @@ def parameter_groups(
     return [group for group in (decayed, free) if group["params"]]
 
 
-def build_adamw(
-    module: nn.Module, decays: Callable[[str, Tensor], bool], config: OptimizerConfig
-) -> torch.optim.AdamW:
+def build_adamw(module: nn.Module, decays: Callable[[str, Tensor], bool], config: OptimizerConfig) -> torch.optim.AdamW:
     """AdamW over the trainable parameters of `module`; the learning rate is set at every step by the trainer.
 
     Fused where torch has a fused kernel for the device and dtype, otherwise one multi-tensor call.

@@ -60,9 +60,7 @@ def build_method(config: RunConfig) -> Method:
 
 def exported_encoder(method: Method, origin: str) -> PretrainedEncoder:
     """What a method has learnt, ready for evaluation. The encoder is shared with the method, not copied."""
-    return PretrainedEncoder(
-        encoder=method.exported(), mean=method.config.mean, std=method.config.std, origin=origin
-    )
+    return PretrainedEncoder(encoder=method.exported(), mean=method.config.mean, std=method.config.std, origin=origin)
 
 
 def pretrain(config: RunConfig, folder: RunFolder, console: Console) -> Outcome:
@@ -109,9 +107,10 @@ class _Run:
         if trainer.step >= trainer.total_steps:
             self._write_encoder()
             return Outcome("finished", trainer.step)
-        with StopRequest() as stop, RunProgress(
-            self.console, total=trainer.total_steps, start=trainer.step
-        ) as progress:
+        with (
+            StopRequest() as stop,
+            RunProgress(self.console, total=trainer.total_steps, start=trainer.step) as progress,
+        ):
             probe_views = self._probe_views()
             self._check_health(probe_views, progress.say)
             if trainer.step == 0 and self.evaluate_every:
@@ -230,9 +229,7 @@ class _Run:
         encoder = exported_encoder(self.trainer.method, str(self.folder.path))
         training = encoder.encoder.training
         encoder.encoder.eval()
-        train, test = (
-            encoder_features(encoder, half, workers=self.config.training.workers) for half in halves
-        )
+        train, test = (encoder_features(encoder, half, workers=self.config.training.workers) for half in halves)
         encoder.encoder.train(training)
         score = knn(train, test, KnnConfig())
         say(f"epoch {self.trainer.step / self.steps_per_epoch:.0f}: kNN top-1 {score.top1:.1f} %")
@@ -262,5 +259,3 @@ class _Run:
             self.trainer.method.exported(), mean=settings.mean, std=settings.std, facts=facts
         )
         write_atomically(self.folder.encoder_file, tensors, metadata)
-
-

@@ -20,7 +20,15 @@ from unmask.training.checkpoint import (
 )
 
 # How a run is executed may change between a stop and its resumption; what it computes may not.
-EXECUTION = ("workers", "device", "log_every", "checkpoint_every", "keep_every", "evaluate_every", "max_bad_share")
+EXECUTION = (
+    "workers",
+    "device",
+    "log_every",
+    "checkpoint_every",
+    "keep_every",
+    "evaluate_every",
+    "max_bad_share",
+)
 
 
 @dataclass(frozen=True)
@@ -101,6 +109,19 @@ class RunFolder:
         """Add a line to the log."""
         with self.log_file.open("a") as file:
             file.write(json.dumps(record) + "\n")
+
+    def last_step(self) -> tuple[int, float]:
+        """Step and epoch of the newest step in the log; zeros where there is none."""
+        newest = (0, 0.0)
+        if self.log_file.exists():
+            for line in self.log_file.read_text().splitlines():
+                try:
+                    record = json.loads(line)
+                except ValueError:
+                    continue  # the line that a kill cut short
+                if record["kind"] == "step":
+                    newest = (int(record["step"]), float(record["epoch"]))
+        return newest
 
     def forget_after(self, step: int) -> None:
         """Drop log lines of steps after `step`: a killed run had taken them, but they were not saved."""

@@ -78,9 +78,7 @@ def window(
                 f"for a {height}x{width} window in {H}x{W} images"
             )
     top_B, left_B = offsets_B2.to(images_BCHW.device, non_blocking=True).unbind(dim=1)
-    windows = images_BCHW.unfold(2, height, 1).unfold(
-        3, width, 1
-    )  # a view: [B, C, tops, lefts, height, width]
+    windows = images_BCHW.unfold(2, height, 1).unfold(3, width, 1)  # a view: [B, C, tops, lefts, height, width]
     return windows[torch.arange(len(images_BCHW), device=images_BCHW.device), :, top_B, left_B]
 
 
@@ -89,9 +87,7 @@ def random_shift(batch: int, max_shift: int, generator: torch.Generator) -> Int6
     return torch.randint(max_shift + 1, (batch, 2), generator=generator, device=generator.device)
 
 
-def to_float(
-    images_BCHW: UInt8[Tensor, "B C H W"], dtype: torch.dtype = torch.float32
-) -> Float[Tensor, "B C H W"]:
+def to_float(images_BCHW: UInt8[Tensor, "B C H W"], dtype: torch.dtype = torch.float32) -> Float[Tensor, "B C H W"]:
     """Bytes to values in [0, 1]."""
     return images_BCHW.to(dtype).div_(255)
 
@@ -165,8 +161,7 @@ def pixel_shift_views(
     H, W = master_BCHW.shape[2:]
     if height + max_shift > H or width + max_shift > W:
         raise ValueError(
-            f"a master crop of {H}x{W} pixels does not hold a {height}x{width} view "
-            f"shifted by up to {max_shift} pixels"
+            f"a master crop of {H}x{W} pixels does not hold a {height}x{width} view shifted by up to {max_shift} pixels"
         )
     master_BCHW = random_flip(master_BCHW, generator)
     shift_B2 = random_shift(len(master_BCHW), max_shift, generator)
@@ -177,9 +172,7 @@ def pixel_shift_views(
     return normalise_(online_BCHW, mean, std), normalise_(target_BCHW, mean, std)
 
 
-def _statistics(
-    images_BCHW: Tensor, mean: tuple[float, ...], std: tuple[float, ...]
-) -> tuple[Tensor, Tensor]:
+def _statistics(images_BCHW: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> tuple[Tensor, Tensor]:
     channels = images_BCHW.shape[1]
     if len(mean) != channels or len(std) != channels:
         raise ValueError(

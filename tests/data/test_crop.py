@@ -18,9 +18,9 @@ from unmask.data.crop import Stream, center_crop, crop_image, random_box, sample
 from unmask.data.decode import open_image
 
 
-def noise(height: int, width: int) -> Image.Image:
-    """A colour image with detail, though not white noise."""
-    coarse = np.random.default_rng(0).integers(0, 256, (height // 4 + 2, width // 4 + 2, 3), dtype=np.uint8)
+def blobs(height: int, width: int) -> Image.Image:
+    """A colour image with as much detail as half a pixel's shift leaves recognisable."""
+    coarse = np.random.default_rng(0).integers(0, 256, (height // 24 + 2, width // 24 + 2, 3), dtype=np.uint8)
     return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
 
 
@@ -42,11 +42,10 @@ def test_boxes_are_distributed_as_in_torchvision(size: tuple[int, int], crop: Cr
     torch.manual_seed(0)
     image = torch.empty(3, *size)
     theirs = np.array(
-        [RandomResizedCrop.get_params(image, list(crop.scale), list(crop.ratio)) for _ in range(3000)], dtype=float
+        [RandomResizedCrop.get_params(image, list(crop.scale), list(crop.ratio)) for _ in range(3000)],
+        dtype=float,
     )
-    ours = np.array(
-        [random_box(sample_generator(0, 0, i, Stream.CROP), *size, crop) for i in range(3000)], dtype=float
-    )
+    ours = np.array([random_box(sample_generator(0, 0, i, Stream.CROP), *size, crop) for i in range(3000)], dtype=float)
     points = (0.02, 0.1, 0.25, 0.5, 0.75, 0.9, 0.98)
     for value in (
         lambda b: b[:, 2] * b[:, 3] / (size[0] * size[1]),
@@ -89,11 +88,12 @@ def test_each_seed_epoch_index_and_stream_draws_its_own_numbers() -> None:
 
 
 def test_all_crops_come_with_their_boxes() -> None:
-    crops = (CropConfig(height=32, width=48, count=2), CropConfig(height=16, width=16, count=3, scale=(0.05, 0.2)))
-    image = noise(90, 120)
-    pixels, boxes = crop_image(
-        open_image(encoded(image)), crops, sample_generator(0, 0, 0, Stream.CROP), channels=3
+    crops = (
+        CropConfig(height=32, width=48, count=2),
+        CropConfig(height=16, width=16, count=3, scale=(0.05, 0.2)),
     )
+    image = blobs(90, 120)
+    pixels, boxes = crop_image(open_image(encoded(image)), crops, sample_generator(0, 0, 0, Stream.CROP), channels=3)
     assert [p.shape for p in pixels] == [(2, 3, 32, 48), (3, 3, 16, 16)]
     assert [p.dtype for p in pixels] == [torch.uint8, torch.uint8]
     assert [b.shape for b in boxes] == [(2, 6), (3, 6)]
@@ -103,23 +103,26 @@ def test_all_crops_come_with_their_boxes() -> None:
             assert size == [90, 120]
             cut = image.crop((left, top, left + width, top + height))
             expected = np.asarray(cut.resize((crop.width, crop.height), Image.Resampling.BICUBIC))
-            assert np.abs(found.permute(1, 2, 0).numpy().astype(int) - expected).max() <= 2
+            difference = np.abs(found.permute(1, 2, 0).numpy().astype(int) - expected)
+            assert difference.max() <= 4
+            assert difference.mean() < 0.2
 
 
-def test_a_jpeg_is_decoded_small_only_when_no_crop_loses_pixels() -> None:
-    opened = open_image(encoded(noise(600, 800), "JPEG"))
-    generator = sample_generator(0, 0, 0, Stream.CROP)
-    crops = (CropConfig(height=32, width=32, scale=(0.5, 1.0)),)
-    pixels, boxes = crop_image(opened, crops, generator, channels=3)
+@pytest.mark.parametrize(("side", "reduction"), [(24, 8), (100, 4), (200, 2), (400, 1)])
+def test_a_jpeg_is_decoded_small_only_when_no_crop_loses_pixels(side: int, reduction: int) -> None:
+    data = encoded(blobs(60, 80).resize((800, 600), Image.Resampling.BICUBIC), "JPEG")
+    crops = (CropConfig(height=side, width=side, scale=(0.7, 1.0)), CropConfig(height=8, width=8))
+    pixels, boxes = crop_image(open_image(data), crops, sample_generator(0, 0, 0, Stream.CROP), channels=3)
     top, left, height, width, *_ = boxes[0][0].int().tolist()
-    full = open_image(encoded(noise(600, 800), "JPEG")).decode(min_size=None, channels=3)
-    expected = full.resized((top, left, height, width), 32, 32)
-    assert (pixels[0][0].int() - expected.int()).abs().float().mean() < 3
+    assert min(height, width) / reduction >= side
+    full = open_image(data).decode(min_size=None, channels=3)
+    expected = full.resized((top, left, height, width), side, side)
+    assert (pixels[0][0].int() - expected.int()).abs().float().mean() < 2
 
 
 @pytest.mark.parametrize("size", [(375, 500), (500, 375), (256, 256), (100, 130)])
 def test_the_central_crop_is_torchvisions_within_a_pixel(size: tuple[int, int]) -> None:
-    image = noise(*size).resize((size[1], size[0]))
+    image = blobs(*size)
     found = center_crop(open_image(encoded(image)), 224, 224, channels=3)
     resized = Resize(math.ceil(224 * 256 / 224), InterpolationMode.BICUBIC)(image)
     expected = torch.from_numpy(np.array(CenterCrop(224)(resized))).permute(2, 0, 1)
@@ -128,7 +131,7 @@ def test_the_central_crop_is_torchvisions_within_a_pixel(size: tuple[int, int]) 
 
 
 def test_small_central_crops_lose_no_margin() -> None:
-    image = noise(32, 32)
+    image = blobs(32, 32)
     found = center_crop(open_image(encoded(image)), 32, 32, channels=3)
     assert (found.permute(1, 2, 0).numpy() == np.asarray(image)).all()
 

@@ -56,7 +56,17 @@ def test_a_table_is_a_sorted_list(paths: list[bytes]) -> None:
 
 
 def test_images_are_found_at_any_depth_by_any_extension(tmp_path: Path) -> None:
-    found = ["a.jpg", "B.JPEG", "c/d.Png", "c/e/f/g.webp", "h.tif", "i.TIFF", "j.bmp", "ä/日本 語.jpg", "k.x.jpg"]
+    found = [
+        "a.jpg",
+        "B.JPEG",
+        "c/d.Png",
+        "c/e/f/g.webp",
+        "h.tif",
+        "i.TIFF",
+        "j.bmp",
+        "ä/日本 語.jpg",
+        "k.x.jpg",
+    ]
     touch(tmp_path, *found, "notes.txt", "jpg", "l.jpg.part", ".hidden.jpg", ".git/m.jpg", "c/._d.png")
     assert [os.fsdecode(path) for path in index_folder(tmp_path)] == sorted(found, key=os.fsencode)
 
@@ -83,7 +93,7 @@ def test_an_unchanged_folder_is_read_from_the_cache(tmp_path: Path, own_cache: P
     first = list(index_folder(root))
     assert len(first) == 3000
     assert len(list(own_cache.iterdir())) == 1
-    # A file made and a folder's time set back is what the cache cannot see: that it does not shows it was used.
+    # A new file with its folder's time set back is what only the cache can miss: so it was used.
     touch(root, "a/new.jpg")
     settle(root)
     assert list(index_folder(root)) == first

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from unmask.data.decode import decode
 from unmask.data.sources import ArraySource, Source, labelled, open_source
@@ -193,8 +192,16 @@ def test_the_home_folder_is_understood(photo_folder: Path, monkeypatch: pytest.M
     ("names", "spec", "sentence"),
     [
         ((), "nowhere", "nowhere does not exist"),
-        (("x/notes.txt",), "x", r"x holds no image \(no file ending in jpg, jpeg, png, webp, tif, tiff, bmp\)"),
-        (("x.png",), "x.png", "x.png is neither a folder of images, nor a .txt list of image files, nor a .tar"),
+        (
+            ("x/notes.txt",),
+            "x",
+            r"x holds no image \(no file ending in jpg, jpeg, png, webp, tif, tiff, bmp\)",
+        ),
+        (
+            ("x.png",),
+            "x.png",
+            "x.png is neither a folder of images, nor a .txt list of image files, nor a .tar",
+        ),
         (("x.txt",), "x.txt", "x.txt lists no image"),
         (("x.tar",), "x.tar", "x.tar cannot be read as an uncompressed tar archive"),
         (("x/train-images-idx3-ubyte",), "x", "x lacks the images or the labels of train"),

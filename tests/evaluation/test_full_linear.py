@@ -35,12 +35,16 @@ def _source(
 
 
 def _run(
-    config: FullLinearConfig = QUICK, *, seed: int = 0, train: ArraySource | None = None
+    config: FullLinearConfig = QUICK,
+    *,
+    seed: int = 0,
+    train: ArraySource | None = None,
+    test: ArraySource | None = None,
 ) -> LinearResult:
     return full_linear(
         pixel_extractor(4),
         _source(96, 1) if train is None else train,
-        _source(60, 2),
+        _source(60, 2) if test is None else test,
         config,
         height=8,
         width=8,
@@ -60,8 +64,8 @@ def test_separable_classes_are_told_apart() -> None:
 
 
 def test_random_labels_get_chance() -> None:
-    train = _source(240, 3, random_labels=True)
-    assert 15 < _run(train=train).score.top1 < 52
+    train, test = _source(96, 3, random_labels=True), _source(300, 4, random_labels=True)
+    assert 25 < _run(replace(QUICK, epochs=10), train=train, test=test).score.top1 < 42
 
 
 def test_same_seed_same_result_and_no_global_state() -> None:

@@ -27,7 +27,14 @@ def run(arguments: Sequence[str]) -> int:
     for name, method in METHODS.items():
         info = method.info
         proof = "golden vectors (unmask verify)" if name in AUTHORS else "formulas"
-        row = (info.family, f"{info.paper} ({info.year})", info.online_input, info.target, info.objective, proof)
+        row = (
+            info.family,
+            f"{info.paper} ({info.year})",
+            info.online_input,
+            info.target,
+            info.objective,
+            proof,
+        )
         table.add_row(f"[bold]{name}[/bold]", *row)
     Console().print(table)
     return 0

@@ -33,6 +33,7 @@ def parse(cls: type[T], arguments: Sequence[str], *, command: str, default: T | 
         raise ValueError(_sentence(said.getvalue(), command)) from error
     if unknown:
         raise ValueError(_unknown(unknown[0], cls, command, default))
+    assert parsed is not None
     return parsed
 
 

@@ -48,7 +48,8 @@ class Pretrain:
     patch_size: Annotated[int | None, Doc("Side of a patch in pixels. Default: 16, 8 or 4 by the image size.")] = None
     channels: Annotated[int | None, Doc("Channels of the images. Default: 3.")] = None
     normalisation: Annotated[
-        Literal["imagenet", "data"], Doc("Mean and deviation of the channels: ImageNet's, or computed from the data.")
+        Literal["imagenet", "data"],
+        Doc("Mean and deviation of the channels: ImageNet's, or computed from the data."),
     ] = "imagenet"
     lr: Annotated[float | None, Doc("Peak learning rate, absolute. Default: by the method's rule.")] = None
     batch_size: Annotated[int | None, Doc("Images of one optimizer step. Default: by data and device.")] = None
@@ -72,7 +73,8 @@ def run(arguments: Sequence[str]) -> int:
         return 1
     if outcome.kind == "stopped":
         console.print(
-            f"stopped by {outcome.signal} at step {outcome.step}, all saved; the same command resumes", highlight=False
+            f"stopped by {outcome.signal} at step {outcome.step}, all saved; the same command resumes",
+            highlight=False,
         )
         return STOPPED
     page = write_report(folder)
@@ -109,9 +111,7 @@ def _defaults(arguments: Sequence[str], base: RunConfig | None) -> Pretrain:
         return Pretrain(data=tyro.MISSING, method_name=name, settings=find_method(name).Config())
     if asked is not None and asked != base.method:
         raise ValueError(f"the configuration is of method {base.method!r}, not {asked!r}")
-    options = {
-        field.name: getattr(base.training, field.name) for field in dataclasses.fields(TrainingOptions)
-    }
+    options = {field.name: getattr(base.training, field.name) for field in dataclasses.fields(TrainingOptions)}
     return Pretrain(
         data=base.data or tyro.MISSING,
         method_name=base.method,
@@ -144,7 +144,10 @@ def _settings(command: Pretrain, source: Source, *, fit_to_data: bool) -> tuple[
     if size is not None and len(size) not in (1, 2):
         raise ValueError(f"--image-size takes one number or two (height and width), got {len(size)}")
     plain = type(encoder)()
-    if size is None and (encoder.image_height, encoder.image_width) != (plain.image_height, plain.image_width):
+    if size is None and (encoder.image_height, encoder.image_width) != (
+        plain.image_height,
+        plain.image_width,
+    ):
         # Given by --method.encoder.image-height, by --config or by --recipe.
         size = (encoder.image_height, encoder.image_width)
     if size is None and not fit_to_data:

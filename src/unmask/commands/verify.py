@@ -56,7 +56,7 @@ def _table(verdicts: list[Verdict]) -> Table:
         box=None,
         pad_edge=False,
         header_style="bold",
-        caption=f"largest relative differences; losses must agree to {LOSS_TOLERANCE:g}, the rest to {NORM_TOLERANCE:g}",
+        caption=f"largest relative differences; losses agree to {LOSS_TOLERANCE:g}, the rest to {NORM_TOLERANCE:g}",
         caption_justify="left",
     )
     for header in ("case", "method", "loss", "gradient", "final norm", "prediction", "verdict"):

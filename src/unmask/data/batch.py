@@ -22,9 +22,7 @@ class CropConfig:
     width: Annotated[int, Doc("Width of the crop after resizing, in pixels.")] = 224
     count: Annotated[int, Doc("How many independent crops of one image this group holds.")] = 1
     scale: Annotated[tuple[float, float], Doc("Range of the cropped share of the image's area.")] = (0.2, 1.0)
-    ratio: Annotated[
-        tuple[float, float], Doc("Range of the aspect ratio (width / height) before resizing.")
-    ] = (
+    ratio: Annotated[tuple[float, float], Doc("Range of the aspect ratio (width / height) before resizing.")] = (
         3 / 4,
         4 / 3,
     )

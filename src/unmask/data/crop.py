@@ -74,18 +74,14 @@ def crop_image(
 
     Raises DecodeError when the pixels cannot be decoded.
     """
-    boxes = [
-        [random_box(generator, opened.height, opened.width, crop) for _ in range(crop.count)]
-        for crop in crops
-    ]
+    boxes = [[random_box(generator, opened.height, opened.width, crop) for _ in range(crop.count)] for crop in crops]
     decoded = opened.decode(min_size=_needed_size(opened, crops, boxes), channels=channels)
     pixels = tuple(
         torch.stack([decoded.resized(box, crop.height, crop.width) for box in group])
         for crop, group in zip(crops, boxes, strict=True)
     )
     placed = tuple(
-        torch.tensor([(*box, opened.height, opened.width) for box in group], dtype=torch.float32)
-        for group in boxes
+        torch.tensor([(*box, opened.height, opened.width) for box in group], dtype=torch.float32) for group in boxes
     )
     return pixels, placed
 
@@ -109,9 +105,7 @@ def center_crop(opened: OpenImage, height: int, width: int, *, channels: int) ->
 def _needed_size(opened: OpenImage, crops: Sequence[CropConfig], boxes: list[list[Box]]) -> tuple[int, int]:
     """Decoded size (height, width) at which every box still has at least the pixels of its crop."""
     shares = [
-        (crop.height / box[2], crop.width / box[3])
-        for crop, group in zip(crops, boxes, strict=True)
-        for box in group
+        (crop.height / box[2], crop.width / box[3]) for crop, group in zip(crops, boxes, strict=True) for box in group
     ]
     down, across = max(share[0] for share in shares), max(share[1] for share in shares)
     return math.ceil(down * opened.height), math.ceil(across * opened.width)

@@ -57,9 +57,7 @@ def hashed_test_mask(names: list[bytes], labels: NDArray[np.int64] | None) -> ND
     only then may a name's side depend on other names.
     """
     digests = (hashlib.blake2b(name, digest_size=8).digest() for name in names)
-    hashes = np.fromiter(
-        (int.from_bytes(digest, "big") for digest in digests), dtype=np.uint64, count=len(names)
-    )
+    hashes = np.fromiter((int.from_bytes(digest, "big") for digest in digests), dtype=np.uint64, count=len(names))
     hidden = hashes < np.uint64(int(TEST_SHARE * 2**64))
     groups = np.zeros(len(names), dtype=np.int64) if labels is None else labels
     counts = np.bincount(groups)
@@ -83,9 +81,7 @@ def _split_folder(paths: PathTable, names: Sequence[str]) -> bytes | None:
     return None
 
 
-def _classes(
-    paths: PathTable, inside: range, skip: int
-) -> tuple[NDArray[np.int64] | None, tuple[str, ...] | None]:
+def _classes(paths: PathTable, inside: range, skip: int) -> tuple[NDArray[np.int64] | None, tuple[str, ...] | None]:
     """Label of each image in the range by its first folder after `skip` bytes, and the sorted classes.
 
     (None, None) when an image lies in no folder. Sorted paths keep a class together, so only one path a class

@@ -28,7 +28,7 @@ from unmask.data.sources import Source
 _MIN_FILES_TO_JUDGE = 20
 
 
-class TooManyBadFiles(ValueError):  # noqa: N818 - what happened, in the words of its message
+class TooManyBadFiles(ValueError):
     """So many files cannot be read that what is left is no longer what the user meant to train on."""
 
 
@@ -220,9 +220,7 @@ def _collate_whole(samples: list[Sample]) -> _Loaded:
 def _collate_readable(samples: list[Sample]) -> _Loaded:
     """A batch of those samples that are not empty, None when all are."""
     readable = [sample for sample in samples if sample.crops]
-    return _Loaded(
-        _batch(readable) if readable else None, tuple(bad for sample in samples for bad in sample.bad)
-    )
+    return _Loaded(_batch(readable) if readable else None, tuple(bad for sample in samples for bad in sample.bad))
 
 
 def _batch(samples: list[Sample]) -> Batch:

@@ -22,7 +22,11 @@ from unmask.data.paths import PathTable
 
 BUILTIN_FOLDER = Path(__file__).parent / "builtin"
 BUILTIN = ("builtin:emoji", "builtin:fashion-mnist")
-FASHION_CLASSES = tuple("t-shirt trouser pullover dress coat sandal shirt sneaker bag ankle-boot".split())
+# fmt: off
+FASHION_CLASSES = (
+    "t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle-boot",
+)
+# fmt: on
 
 
 class Source(ABC):
@@ -191,9 +195,7 @@ def open_source(spec: str | Path, *, split: Split = "all") -> Source:
         return _open_tar(text, path, split)
     if path.suffix.lower() == ".txt":
         return _open_list(text, path, split)
-    raise ValueError(
-        f"{text} is neither a folder of images, nor a .txt list of image files, nor a .tar archive"
-    )
+    raise ValueError(f"{text} is neither a folder of images, nor a .txt list of image files, nor a .tar archive")
 
 
 def labelled(spec: str | Path) -> tuple[Source, Source]:
@@ -204,16 +206,12 @@ def labelled(spec: str | Path) -> tuple[Source, Source]:
     train, test = open_source(spec, split="train"), open_source(spec, split="test")
     for half, part in (("training", train), ("test", test)):
         if part.labels is None or part.classes is None:
-            raise ValueError(
-                f"the {half} images of {spec} have no labels: put them into one folder a class"
-            )
+            raise ValueError(f"the {half} images of {spec} have no labels: put them into one folder a class")
     assert train.classes is not None
     assert test.classes is not None
     if train.classes != test.classes:
         odd = sorted(set(train.classes) ^ set(test.classes))[0]
-        raise ValueError(
-            f"{spec} has not the same classes for training and testing: {odd} is only in one of them"
-        )
+        raise ValueError(f"{spec} has not the same classes for training and testing: {odd} is only in one of them")
     if len(train.classes) < 2:
         raise ValueError(f"{spec} has only one class, {train.classes[0]}: there is nothing to tell apart")
     return train, test
@@ -263,9 +261,7 @@ def _open_list(spec: str, file: Path, split: Split) -> Source:
     if not names:
         raise ValueError(f"{spec} lists no image")
     if words and len(words) != len(names):
-        raise ValueError(
-            f"{spec} has a label on {len(words)} of its {len(names)} lines: label all of them or none"
-        )
+        raise ValueError(f"{spec} has a label on {len(words)} of its {len(names)} lines: label all of them or none")
     labels, classes = None, None
     if words:
         known, labels = np.unique(np.array(words, dtype=object), return_inverse=True)
@@ -283,9 +279,7 @@ def _open_idx(spec: str, folder: Path, split: Split) -> Source:
     part = "t10k" if split == "test" else "train"
     images, labels = idx_file(folder, part, "images"), idx_file(folder, part, "labels")
     if images is None or labels is None:
-        raise ValueError(
-            f"{spec} lacks the images or the labels of {part} (IDX files, {' or '.join(IDX_SUFFIXES)})"
-        )
+        raise ValueError(f"{spec} lacks the images or the labels of {part} (IDX files, {' or '.join(IDX_SUFFIXES)})")
     values = read_idx(labels)
     return ArraySource(
         f"{spec}/{part}",

@@ -6,7 +6,7 @@ Shape legend: N images, B images of a batch, C channels, H x W pixels, D feature
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Protocol
+from typing import Annotated, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int64, UInt8
@@ -18,6 +18,7 @@ from unmask.data.loader import EvalLoader
 from unmask.data.sources import Source
 
 
+@runtime_checkable
 class FeatureExtractor(Protocol):
     """One feature an image: its author normalises, runs the frozen encoder in eval mode, and pools."""
 
@@ -31,16 +32,10 @@ class Features:
     """Features of the readable images of one source, in the source's order."""
 
     x_ND: Annotated[Tensor, Doc("Features, float32 on the CPU.")]
-    labels_N: Annotated[
-        Tensor | None, Doc("Class of every image, int64; None when the source has no labels.")
-    ]
+    labels_N: Annotated[Tensor | None, Doc("Class of every image, int64; None when the source has no labels.")]
     indices_N: Annotated[Tensor, Doc("Position of every image in its source, int64.")]
-    classes: Annotated[tuple[str, ...] | None, Doc("Name of the class with each label; None: no names.")] = (
-        None
-    )
-    bad_files: Annotated[
-        tuple[str, ...], Doc("Names of the images that could not be read and are left out.")
-    ] = ()
+    classes: Annotated[tuple[str, ...] | None, Doc("Name of the class with each label; None: no names.")] = None
+    bad_files: Annotated[tuple[str, ...], Doc("Names of the images that could not be read and are left out.")] = ()
 
 
 def extract(
@@ -57,9 +52,7 @@ def extract(
 
     Raises ValueError when no image can be read.
     """
-    batches = EvalLoader(
-        source, height=height, width=width, channels=channels, batch_size=batch_size, workers=workers
-    )
+    batches = EvalLoader(source, height=height, width=width, channels=channels, batch_size=batch_size, workers=workers)
     features, indices = [], []
     # Not inference_mode: its tensors may not enter the training of a probe.
     with torch.no_grad():
@@ -97,9 +90,7 @@ def check_finite(x_ND: Float[Tensor, "N D"]) -> None:
         )
 
 
-def comparable_labels(
-    train: Features, test: Features
-) -> tuple[Int64[Tensor, " N"], Int64[Tensor, " M"], int]:
+def comparable_labels(train: Features, test: Features) -> tuple[Int64[Tensor, " N"], Int64[Tensor, " M"], int]:
     """`dense_labels` of both, where a classifier of the train features can be scored on the test ones.
 
     Raises ValueError for features of different width or with NaN, and for what `dense_labels` refuses.

@@ -26,9 +26,8 @@ from unmask.evaluation.metrics import rank_classes, score_ranking
 from unmask.schedule import Schedule, warmup_then
 from unmask.views import random_flip
 
-SMALL_BATCH = (
-    256  # below, batch norm and the biases, whose steps LARS does not scale, follow the noise of a batch
-)
+# In smaller batches, batch norm and the biases, whose steps LARS does not scale, would follow the noise.
+SMALL_BATCH = 256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,15 +35,13 @@ class FullLinearConfig:
     """The full linear probe. Defaults are MAE's for ImageNet, which `min_steps` leaves as they are."""
 
     epochs: Annotated[int, Doc("Epochs of training. [MAE: 90]")] = 90
-    warmup_epochs: Annotated[
-        float, Doc("Epochs of linear warm-up; at most a fifth of the run is used. [MAE: 10]")
-    ] = 10
+    warmup_epochs: Annotated[float, Doc("Epochs of linear warm-up; at most a fifth of the run is used. [MAE: 10]")] = (
+        10.0
+    )
     batch_size: Annotated[int, Doc("Images of one optimizer step. [MAE: 16384]")] = 16384
     device_batch: Annotated[
         int,
-        Doc(
-            "Images that pass the encoder, and share batch norm's statistics, at once. [MAE: 512 on each GPU]"
-        ),
+        Doc("Images that pass the encoder, and share batch norm's statistics, at once. [MAE: 512 on each GPU]"),
     ] = 512
     min_steps: Annotated[
         int,
@@ -52,14 +49,13 @@ class FullLinearConfig:
     ] = 20
     base_lr: Annotated[
         float,
-        Doc(
-            "The peak learning rate is this x batch_size / 256, also where min_steps lowers the batch. [MAE]"
-        ),
+        Doc("The peak learning rate is this x batch_size / 256, also where min_steps lowers the batch. [MAE]"),
     ] = 0.1
     momentum: Annotated[float, Doc("LARS's momentum. [MAE: 0.9]")] = 0.9
-    crop_scale: Annotated[
-        tuple[float, float], Doc("Range of the cropped share of the image's area. [MAE]")
-    ] = (0.08, 1)
+    crop_scale: Annotated[tuple[float, float], Doc("Range of the cropped share of the image's area. [MAE]")] = (
+        0.08,
+        1.0,
+    )
     flip: Annotated[float, Doc("Probability of a horizontal flip. [MAE: 0.5]")] = 0.5
 
     def __post_init__(self) -> None:
@@ -106,7 +102,7 @@ def full_linear(
 ) -> LinearResult:
     """Train a linear head on crops of `train` seen through the frozen `extractor`; score it on `test`.
 
-    Crops are random, resized to height x width and flipped at random.     Features change with every crop, so
+    Crops are random, resized to height x width and flipped at random. Features change with every crop, so
     batch norm without affine stands before the head as in MAE: statistics of the batch in training, running
     ones for the test images. The head lives on `device`. `on_epoch` hears of every epoch when it ends. Raises
     ValueError for sources without labels or with classes that do not match, and for features with NaN.
@@ -114,9 +110,7 @@ def full_linear(
     train_labels = None if train.labels is None else torch.from_numpy(train.labels)
     test_labels = None if test.labels is None else torch.from_numpy(test.labels)
     # Matching the classes before the encoder runs lets a mistake show at once.
-    labels_N, test_labels_M, class_count = dense_labels(
-        train_labels, test_labels, train.classes, test.classes
-    )
+    labels_N, test_labels_M, class_count = dense_labels(train_labels, test_labels, train.classes, test.classes)
     at_once, accumulate = config.batches(len(labels_N))
     tested = extract(
         extractor, test, height=height, width=width, channels=channels, batch_size=at_once, workers=workers
@@ -182,9 +176,7 @@ def learning_rate(config: FullLinearConfig, progress: float) -> float:
 
 
 @torch.no_grad()
-def _rank(
-    head: nn.Sequential, x_MD: Float[Tensor, "M D"], device: torch.device | str
-) -> Int64[Tensor, "M R"]:
+def _rank(head: nn.Sequential, x_MD: Float[Tensor, "M D"], device: torch.device | str) -> Int64[Tensor, "M R"]:
     """Classes of test features, best first, under the head's running statistics."""
     head.eval()
     chunks = x_MD.split(SCORED_AT_ONCE)

@@ -133,9 +133,7 @@ def held_out_mask(labels_N: Int64[Tensor, " N"], share: float, seed: int) -> Boo
     """
     N = len(labels_N)
     if N < 2:
-        raise ValueError(
-            "a linear probe needs at least two train images: one to train on, one to choose its rate on"
-        )
+        raise ValueError("a linear probe needs at least two train images: one to train on, one to choose its rate on")
     shuffled_N = torch.randperm(N, generator=torch.Generator().manual_seed(seed))
     by_class_N = shuffled_N[labels_N[shuffled_N].argsort(stable=True)]
     count = max(1, round(N * share))
@@ -203,13 +201,9 @@ def train_heads(
 
 def fitted_norm(x_ND: Float[Tensor, "N D"]) -> nn.BatchNorm1d:
     """Batch norm without affine, in eval mode, with the mean and (biased) variance of `x_ND`."""
-    norm = nn.BatchNorm1d(
-        x_ND.shape[1], eps=NORM_EPS, affine=False, device=x_ND.device, dtype=x_ND.dtype
-    ).eval()
+    norm = nn.BatchNorm1d(x_ND.shape[1], eps=NORM_EPS, affine=False, device=x_ND.device, dtype=x_ND.dtype).eval()
     variance_D, mean_D = torch.var_mean(x_ND, dim=0, correction=0)
-    norm.load_state_dict(
-        {"running_mean": mean_D, "running_var": variance_D, "num_batches_tracked": torch.tensor(1)}
-    )
+    norm.load_state_dict({"running_mean": mean_D, "running_var": variance_D, "num_batches_tracked": torch.tensor(1)})
     return norm
 
 

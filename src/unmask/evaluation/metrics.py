@@ -36,9 +36,7 @@ class Score:
 
     def as_dict(self) -> dict[str, float | int | list[float] | None]:
         """The score as JSON takes it: plain numbers, intervals as lists."""
-        return {
-            name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()
-        }
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
 
 
 def rank_classes(scores_NK: Float[Tensor, "N K"], ranks: int = RANKS) -> Int64[Tensor, "N R"]:
@@ -119,9 +117,7 @@ def score_ranking(
     )
 
 
-def _class_counts(
-    predicted_N: Int64[Tensor, " N"], labels_N: Int64[Tensor, " N"]
-) -> tuple[np.ndarray, np.ndarray]:
+def _class_counts(predicted_N: Int64[Tensor, " N"], labels_N: Int64[Tensor, " N"]) -> tuple[np.ndarray, np.ndarray]:
     """For every class of `labels_N`: how many of its images are right, and how many there are."""
     labels = labels_N.numpy()
     _, positions, counts_K = np.unique(labels, return_inverse=True, return_counts=True)

@@ -109,8 +109,7 @@ def replay(name: str, case: Json, tensors: Tensors, authors: Authors) -> Verdict
             prediction_error = relative_difference(prediction, tensors["pred_first"])
         named = method.losses(views)
         losses += [
-            difference(named[ours].item(), float(tensors[theirs][step]))
-            for ours, theirs in authors.losses.items()
+            difference(named[ours].item(), float(tensors[theirs][step])) for ours, theirs in authors.losses.items()
         ]
         optimizer.zero_grad(set_to_none=True)
         torch.stack(list(named.values())).sum().backward()
@@ -129,14 +128,9 @@ def replay(name: str, case: Json, tensors: Tensors, authors: Authors) -> Verdict
 
     norms = final_norms(method, case, authors, noisy)
     if "final_tokens_eval" in tensors:
-        prediction_error = max(
-            prediction_error or 0.0, final_tokens_difference(method, case, tensors, authors)
-        )
+        prediction_error = max(prediction_error or 0.0, final_tokens_difference(method, case, tensors, authors))
     loss_error, grad_error, norm_error = max(losses), max(gradients), max(norms)
-    agrees = (
-        loss_error <= LOSS_TOLERANCE
-        and max(grad_error, norm_error, prediction_error or 0.0) <= NORM_TOLERANCE
-    )
+    agrees = loss_error <= LOSS_TOLERANCE and max(grad_error, norm_error, prediction_error or 0.0) <= NORM_TOLERANCE
     return Verdict(
         case=name,
         method=str(case["method"]),

@@ -31,11 +31,14 @@ class MethodConfig:
     """What all methods' configurations share."""
 
     encoder: Annotated[EncoderConfig, Doc("The encoder that is pre-trained.")] = EncoderConfig()
-    mask: Annotated[MaskConfig, Doc("Which patches are hidden.")]
-    crop_scale: Annotated[tuple[float, float], Doc("Range of the share of the image's area that a crop covers.")]
+    mask: Annotated[MaskConfig, Doc("Which patches are hidden.")] = MaskConfig()
+    crop_scale: Annotated[tuple[float, float], Doc("Range of the share of the image's area that a crop covers.")] = (
+        0.2,
+        1.0,
+    )
     mean: Annotated[tuple[float, ...], Doc("Mean of each channel, of values in [0, 1]. [ImageNet]")] = IMAGENET_MEAN
     std: Annotated[tuple[float, ...], Doc("Deviation of each channel. [ImageNet]")] = IMAGENET_STD
-    optimizer: Annotated[OptimizerConfig, Doc("AdamW and its schedule.")]
+    optimizer: Annotated[OptimizerConfig, Doc("AdamW and its schedule.")] = OptimizerConfig()
 
     def __post_init__(self) -> None:
         channels = self.encoder.channels
@@ -139,12 +142,8 @@ def shared_views(batch: Batch, encoder: Encoder, config: MethodConfig, colour: C
     """Views of one geometry: flipped crops for the online network, the same ones coloured for the target, and masks."""
     images_BCHW = only_crop(batch)
     host, device = generators(batch.seed, images_BCHW.device)
-    online, target = shared_crop_views(
-        images_BCHW, colour=colour, mean=config.mean, std=config.std, generator=host
-    )
-    mask_BN = sample_mask(
-        config.mask, len(images_BCHW), encoder.grid, generator=device, device=images_BCHW.device
-    )
+    online, target = shared_crop_views(images_BCHW, colour=colour, mean=config.mean, std=config.std, generator=host)
+    mask_BN = sample_mask(config.mask, len(images_BCHW), encoder.grid, generator=device, device=images_BCHW.device)
     return Views(online=online, target=target, mask_BN=mask_BN)
 
 

@@ -48,8 +48,8 @@ HEAD = MLPHeadConfig(hidden=1536, out=256, layers=2, hidden_bias=True, norm_eps=
 class CMAEConfig(MethodConfig):
     """Knobs of CMAE; defaults are those of the authors' code for ViT-B."""
 
-    encoder: Annotated[EncoderConfig, Doc("MAE's ViT: fixed sin-cos positions, Xavier init. [code]")] = (
-        EncoderConfig(position="sincos", init="xavier")
+    encoder: Annotated[EncoderConfig, Doc("MAE's ViT: fixed sin-cos positions, Xavier init. [code]")] = EncoderConfig(
+        position="sincos", init="xavier"
     )
     mask: Annotated[MaskConfig, Doc("2x2 patches at once, 65 % of them. [code; paper: single patches, 75 %]")] = (
         MaskConfig(kind="random", ratio=0.65, unit=2)
@@ -59,17 +59,16 @@ class CMAEConfig(MethodConfig):
         1.0,
     )
     max_shift: Annotated[
-        int, Doc("Largest shift of the target's window, down and right, in pixels, at 224 px images. [code: 31]")
+        int,
+        Doc("Largest shift of the target's window, down and right, in pixels, at 224 px images. [code: 31]"),
     ] = 31
     colour: Annotated[ColourConfig, Doc("Perturbation of the target's view; the online view has none. [code]")] = (
-        ColourConfig(
-            brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1, jitter_p=0.8, grey_p=0.2, blur_p=0.5
-        )
+        ColourConfig(brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1, jitter_p=0.8, grey_p=0.2, blur_p=0.5)
     )
     pixel_decoder: Annotated[DecoderConfig, Doc("Paints pixels. [paper and code]")] = DecoderConfig(depth=8)
-    feature_decoder: Annotated[
-        DecoderConfig, Doc("Decodes features; its output is as wide as the encoder. [code]")
-    ] = DecoderConfig(depth=2)
+    feature_decoder: Annotated[DecoderConfig, Doc("Decodes features; its output is as wide as the encoder. [code]")] = (
+        DecoderConfig(depth=2)
+    )
     projector: Annotated[MLPHeadConfig, Doc("Head of both branches. [code]")] = HEAD
     predictor: Annotated[MLPHeadConfig, Doc("Head of the online branch alone, after the projector. [code]")] = HEAD
     norm_pixels: Annotated[bool, Doc("Whether each patch's pixels are normalised. [code: always]")] = True
@@ -80,8 +79,8 @@ class CMAEConfig(MethodConfig):
     momentum: Annotated[Schedule, Doc("Momentum of the target. [code: constant]")] = Schedule(
         kind="constant", start=0.996
     )
-    optimizer: Annotated[OptimizerConfig, Doc("1.5e-4 per 256 images, 40 epochs of warm-up. [code]")] = (
-        OptimizerConfig(lr=1.5e-4, lr_batch=256, betas=(0.9, 0.95), warmup_epochs=40, warmup_start=1e-4)
+    optimizer: Annotated[OptimizerConfig, Doc("1.5e-4 per 256 images, 40 epochs of warm-up. [code]")] = OptimizerConfig(
+        lr=1.5e-4, lr_batch=256, betas=(0.9, 0.95), warmup_epochs=40, warmup_start=1e-4
     )
 
     def for_images(self, height: int, width: int) -> CMAEConfig:
@@ -91,7 +90,7 @@ class CMAEConfig(MethodConfig):
 
 
 class CMAE(Method):
-    """Reconstruct hidden pixels, and match the decoded mean feature with one's own image in the batch (Huang et al.)."""
+    """Paint hidden pixels, and match the decoded mean feature with one's own image in the batch (Huang et al. 2023)."""
 
     Config: ClassVar[type[MethodConfig]] = CMAEConfig
     info: ClassVar[MethodInfo] = MethodInfo(

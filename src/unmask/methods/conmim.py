@@ -34,8 +34,8 @@ from unmask.methods.base import (
     MethodConfig,
     MethodInfo,
     check_mask,
-    one_dimensional,
     one_crop,
+    one_dimensional,
     shared_views,
 )
 from unmask.models.encoder import Encoder, EncoderConfig
@@ -51,9 +51,9 @@ from unmask.views import Views
 class ConMIMConfig(MethodConfig):
     """Knobs of ConMIM; defaults are the authors' (README recipe where it differs from their argparse)."""
 
-    encoder: Annotated[
-        EncoderConfig, Doc("BEiT's ViT: shared relative positions, layer scale. [authors' code]")
-    ] = EncoderConfig(position="relative", layer_scale=0.1)
+    encoder: Annotated[EncoderConfig, Doc("BEiT's ViT: shared relative positions, layer scale. [authors' code]")] = (
+        EncoderConfig(position="relative", layer_scale=0.1)
+    )
     mask: Annotated[MaskConfig, Doc("2x2 patches at once, 75 % of them. [README: random_mps32]")] = MaskConfig(
         kind="random", ratio=0.75, unit=2
     )
@@ -73,15 +73,16 @@ class ConMIMConfig(MethodConfig):
             solarise_p=0.2,
         )
     )
-    projector: Annotated[MLPHeadConfig, Doc("Head of both branches; there is no predictor. [authors' code]")] = MLPHeadConfig(
-        hidden=4096, out=256, layers=3, last_norm=True
+    projector: Annotated[MLPHeadConfig, Doc("Head of both branches; there is no predictor. [authors' code]")] = (
+        MLPHeadConfig(hidden=4096, out=256, layers=3, last_norm=True)
     )
     temperature: Annotated[float, Doc("Temperature of the patch InfoNCE. [paper and code]")] = 0.1
     momentum: Annotated[Schedule, Doc("Momentum of the target. [paper and code]")] = Schedule(
         kind="cosine", start=0.996, end=1.0
     )
     export: Annotated[
-        Literal["target", "online"], Doc("Which network is exported and evaluated. [README: the target's weights]")
+        Literal["target", "online"],
+        Doc("Which network is exported and evaluated. [README: the target's weights]"),
     ] = "target"
     optimizer: Annotated[OptimizerConfig, Doc("lr is absolute; the README's ViT-L uses 7.5e-4. [argparse]")] = (
         OptimizerConfig(lr=5e-4, lr_batch=None, betas=(0.9, 0.98), warmup_epochs=5, min_lr=1e-5)

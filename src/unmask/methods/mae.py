@@ -25,8 +25,8 @@ from unmask.methods.base import (
     MethodConfig,
     MethodInfo,
     check_mask,
-    one_dimensional,
     one_crop,
+    one_dimensional,
     shared_views,
 )
 from unmask.models.decoder import DecoderConfig, TransformerDecoder
@@ -46,13 +46,20 @@ from unmask.views import Views
 class MAEConfig(MethodConfig):
     """Knobs of MAE; defaults are the authors'."""
 
-    encoder: Annotated[EncoderConfig, Doc("ViT with fixed sin-cos positions, Xavier init. [code]")] = EncoderConfig(position="sincos", init="xavier")
-    mask: Annotated[MaskConfig, Doc("Single patches at random, 75 %. [paper and code]")] = MaskConfig(kind="random", ratio=0.75)
-    crop_scale: Annotated[tuple[float, float], Doc("Share of the image that a crop covers. [code]")] = (0.2, 1.0)
+    encoder: Annotated[EncoderConfig, Doc("ViT with fixed sin-cos positions, Xavier init. [code]")] = EncoderConfig(
+        position="sincos", init="xavier"
+    )
+    mask: Annotated[MaskConfig, Doc("Single patches at random, 75 %. [paper and code]")] = MaskConfig(
+        kind="random", ratio=0.75
+    )
+    crop_scale: Annotated[tuple[float, float], Doc("Share of the image that a crop covers. [code]")] = (
+        0.2,
+        1.0,
+    )
     decoder: Annotated[DecoderConfig, Doc("Pixel decoder. [paper and code]")] = DecoderConfig()
     norm_pixels: Annotated[bool, Doc("Whether each patch's pixels are normalised before the loss. [recipe]")] = True
-    optimizer: Annotated[OptimizerConfig, Doc("1.5e-4 per 256 images, 40 epochs of warm-up. [code]")] = (
-        OptimizerConfig(lr=1.5e-4, lr_batch=256, betas=(0.9, 0.95), warmup_epochs=40)
+    optimizer: Annotated[OptimizerConfig, Doc("1.5e-4 per 256 images, 40 epochs of warm-up. [code]")] = OptimizerConfig(
+        lr=1.5e-4, lr_batch=256, betas=(0.9, 0.95), warmup_epochs=40
     )
 
 

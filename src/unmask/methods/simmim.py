@@ -27,8 +27,8 @@ from unmask.methods.base import (
     MethodConfig,
     MethodInfo,
     check_mask,
-    one_dimensional,
     one_crop,
+    one_dimensional,
     shared_views,
 )
 from unmask.models.encoder import Encoder, EncoderConfig
@@ -41,11 +41,16 @@ from unmask.views import Views
 class SimMIMConfig(MethodConfig):
     """Knobs of SimMIM; defaults are the authors'."""
 
-    encoder: Annotated[
-        EncoderConfig, Doc("ViT with shared relative positions, layer scale, drop path. [code]")
-    ] = EncoderConfig(position="relative", layer_scale=0.1, drop_path=0.1)
-    mask: Annotated[MaskConfig, Doc("2x2 patches at once, 60 % of them. [paper and code]")] = MaskConfig(kind="random", ratio=0.6, unit=2)
-    crop_scale: Annotated[tuple[float, float], Doc("Share of the image that a crop covers. [code]")] = (0.67, 1.0)
+    encoder: Annotated[EncoderConfig, Doc("ViT with shared relative positions, layer scale, drop path. [code]")] = (
+        EncoderConfig(position="relative", layer_scale=0.1, drop_path=0.1)
+    )
+    mask: Annotated[MaskConfig, Doc("2x2 patches at once, 60 % of them. [paper and code]")] = MaskConfig(
+        kind="random", ratio=0.6, unit=2
+    )
+    crop_scale: Annotated[tuple[float, float], Doc("Share of the image that a crop covers. [code]")] = (
+        0.67,
+        1.0,
+    )
     optimizer: Annotated[OptimizerConfig, Doc("1e-4 per 512 images, step decay at 700 of 800 epochs. [code]")] = (
         OptimizerConfig(
             lr=1e-4, lr_batch=512, betas=(0.9, 0.999), warmup_epochs=10, decay="step", step_at=0.875, clip=5.0
@@ -87,11 +92,7 @@ class SimMIM(Method):
         tokens_BND = self.encoder.patches(self.encoder(views.online, replace_BN=mask_BN))
         prediction_MK = self.decoder(tokens_BND[mask_BN])
         target_MK = patchify(views.online, self.encoder.patch)[mask_BN]
-        return {
-            "reconstruction": absolute_error_per_pixel(
-                prediction_MK, target_MK, self.config.encoder.channels
-            )
-        }
+        return {"reconstruction": absolute_error_per_pixel(prediction_MK, target_MK, self.config.encoder.channels)}
 
     def update_target(self, progress: float) -> None:
         """There is no target network."""
@@ -105,6 +106,4 @@ class SimMIM(Method):
     def inspect(self, views: Views) -> Inspection:
         tokens_BLD = self.encoder(views.online, replace_BN=check_mask(views.mask_BN))
         prediction_BNK = self.decoder(self.encoder.patches(tokens_BLD))
-        return Inspection(
-            reconstruction_BCHW=unpatchify(prediction_BNK, self.encoder.patch, self.encoder.grid)
-        )
+        return Inspection(reconstruction_BCHW=unpatchify(prediction_BNK, self.encoder.patch, self.encoder.grid))

@@ -35,7 +35,7 @@ class DecoderConfig:
 
 
 class TransformerDecoder(nn.Module):
-    """Linear map to the decoder's width, mask tokens at hidden positions, fixed sin-cos positions, blocks, norm, linear.
+    """Linear map to the decoder's width, mask tokens at hidden places, fixed sin-cos positions, blocks, norm, linear.
 
     `forward` stops before the last linear layer, so that a method applies `predict` only where its loss looks.
     """
@@ -57,7 +57,13 @@ class TransformerDecoder(nn.Module):
         self.register_buffer("position", sincos_positions(grid, config.width, prefix=prefix))
         self.blocks = nn.Sequential(
             *[
-                Block(config.width, config.heads, mlp_ratio=config.mlp_ratio, qkv_bias=True, norm_layer=LayerNorm)
+                Block(
+                    config.width,
+                    config.heads,
+                    mlp_ratio=config.mlp_ratio,
+                    qkv_bias=True,
+                    norm_layer=LayerNorm,
+                )
                 for _ in range(config.depth)
             ]
         )
@@ -66,9 +72,7 @@ class TransformerDecoder(nn.Module):
         xavier_linears_(self)
         nn.init.normal_(self.mask_token, std=0.02)
 
-    def forward(
-        self, visible_BLW: Float[Tensor, "B L W"], mask_BN: Bool[Tensor, "B N"]
-    ) -> Float[Tensor, "B N D"]:
+    def forward(self, visible_BLW: Float[Tensor, "B L W"], mask_BN: Bool[Tensor, "B N"]) -> Float[Tensor, "B N D"]:
         """Decoded features of all N patches, prefix tokens dropped.
 
         `visible_BLW`: prefix tokens, then the visible patches in row-major order, as Encoder gives them in mode drop.

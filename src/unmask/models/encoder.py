@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from functools import partial
+from typing import Annotated, Any, Literal, cast
 
 import timm
 import torch
@@ -27,7 +28,7 @@ from unmask.masking import visible_indices
 from unmask.models.initialise import xavier_linears_, xavier_patches_
 from unmask.models.positions import sincos_positions
 
-TimmViT = VisionTransformer | Beit | Eva
+TIMM_VITS = (VisionTransformer, Beit, Eva)
 FAMILIES = "vit_*, deit*, beit*, eva02_* and their kin"
 
 
@@ -68,12 +69,13 @@ def timm_arguments(config: EncoderConfig) -> tuple[str, dict[str, Any]]:
     # The size is read from a model without memory: timm keeps no table of it.
     try:
         with torch.device("meta"):
-            model = timm.create_model(name, pretrained=False, num_classes=0)
+            model: Any = timm.create_model(name, pretrained=False, num_classes=0)
     except RuntimeError as error:
         near = timm.list_models(f"*{name.split('_')[0]}*{name.split('_')[-1] if '_' in name else ''}*")[:3]
         hint = f"; near names: {', '.join(near)}" if near else ""
         raise ValueError(f"timm knows no model named {name!r}{hint}") from error
-    if not isinstance(model, TimmViT) or not isinstance(model.patch_embed, PatchEmbed):
+    plain, beit, eva = (isinstance(model, family) for family in TIMM_VITS)
+    if not (plain or beit or eva) or not isinstance(model.patch_embed, PatchEmbed):
         raise ValueError(f"{name!r} is not a plain ViT; use one of {FAMILIES}")
     patch_height, patch_width = model.patch_embed.patch_size
     patch = config.patch_size or patch_height
@@ -91,11 +93,11 @@ def timm_arguments(config: EncoderConfig) -> tuple[str, dict[str, Any]]:
         "drop_path_rate": config.drop_path,
     }
     # The final norm stands before pooling, so that tokens and pooled features come from the same norm.
-    arguments["fc_norm" if isinstance(model, VisionTransformer) else "use_fc_norm"] = False
-    if isinstance(model, Eva):
+    arguments["fc_norm" if plain else "use_fc_norm"] = False
+    if eva:
         arguments["use_post_transformer_norm"] = True
-    if config.position == "relative" and not isinstance(model, Beit):
-        if isinstance(model, Eva):
+    if config.position == "relative" and not beit:
+        if eva:
             raise ValueError(f"{name!r} has rotary positions; position 'relative' needs a vit_* or beit* name")
         name = "beit_base_patch16_224"
         first = model.blocks[0]
@@ -108,16 +110,16 @@ def timm_arguments(config: EncoderConfig) -> tuple[str, dict[str, Any]]:
         }
         arguments.pop("fc_norm", None)
         arguments["use_fc_norm"] = False
-    is_beit = isinstance(model, Beit) or config.position == "relative"
+    is_beit = beit or config.position == "relative"
     if is_beit and config.position != "native":
         if config.position == "sincos":
             raise ValueError(f"{config.name!r} adds positions to attention; choose position 'relative' or 'learned'")
         arguments["use_abs_pos_emb"] = config.position == "learned"
         arguments["use_shared_rel_pos_bias"] = config.position == "relative"
         arguments["use_rel_pos_bias"] = False
-    elif isinstance(model, Eva) and config.position not in ("native", "learned"):
+    elif eva and config.position not in ("native", "learned"):
         raise ValueError(f"{name!r} has rotary positions; choose position 'native'")
-    elif isinstance(model, VisionTransformer) and not is_beit and config.position != "native":
+    elif plain and not is_beit and config.position != "native":
         arguments["pos_embed"] = "none" if config.position == "none" else "learn"
     for key, value in (
         ("embed_dim", config.width),
@@ -143,12 +145,13 @@ class Encoder(nn.Module):
         super().__init__()
         self.config = config
         name, arguments = timm_arguments(config)
-        self.vit: TimmViT = timm.create_model(name, pretrained=False, **arguments)
+        # One of TIMM_VITS; their attributes have no types.
+        self.vit = cast(Any, timm.create_model(name, pretrained=False, **arguments))
         self.mask_token = nn.Parameter(torch.empty(1, 1, self.width)) if mask_token else None
         if config.init == "xavier":
             xavier_linears_(self.vit)
             xavier_patches_(self.vit.patch_embed.proj)
-            if self.vit.cls_token is not None:
+            if self.has_class_token:
                 nn.init.normal_(self.vit.cls_token, std=0.02)
         if self.mask_token is not None:
             nn.init.trunc_normal_(self.mask_token, std=0.02)
@@ -228,7 +231,8 @@ class Encoder(nn.Module):
         tokens_BLD, context = self._embed(images_BCHW, drop_BN, replace_BN)
         for block in self.vit.blocks:
             if self.config.checkpointing and torch.is_grad_enabled():
-                tokens_BLD = checkpoint(block, tokens_BLD, use_reentrant=False, **context)
+                run: Callable[..., Tensor] = partial(block, **context)
+                tokens_BLD = checkpoint(run, tokens_BLD, use_reentrant=False)
             else:
                 tokens_BLD = block(tokens_BLD, **context)
         return self.vit.norm(tokens_BLD)
@@ -290,7 +294,10 @@ class Encoder(nn.Module):
             position = vit.pos_embed
             if grid != self.grid:
                 position = resample_abs_pos_embed(
-                    position, new_size=list(grid), old_size=list(self.grid), num_prefix_tokens=positioned_prefix
+                    position,
+                    new_size=list(grid),
+                    old_size=list(self.grid),
+                    num_prefix_tokens=positioned_prefix,
                 )
             patches_BND = patches_BND + position[:, positioned_prefix:]
             if prefix_1PD is not None and positioned_prefix:
@@ -316,11 +323,12 @@ class Encoder(nn.Module):
                 "call set_image_size first"
             )
         if isinstance(vit, Beit):
-            if vit.rel_pos_bias is None:
+            shared = cast(Any, vit.rel_pos_bias)
+            if shared is None:
                 if visible_BV is not None and vit.blocks[0].attn.relative_position_bias_table is not None:
                     raise ValueError("patches cannot be dropped where every block has its own relative positions")
                 return {"shared_rel_pos_bias": None}
-            bias_hLL = vit.rel_pos_bias()
+            bias_hLL = shared()
             if visible_BV is None:
                 return {"shared_rel_pos_bias": bias_hLL}
             batch = visible_BV.shape[0]

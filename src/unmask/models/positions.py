@@ -17,7 +17,7 @@ def _sincos_1d(positions_N: Tensor, width: int) -> Tensor:
 
 
 def sincos_positions(grid: tuple[int, int], width: int, *, prefix: int = 1) -> Float[Tensor, "1 PN D"]:
-    """Positions [1, prefix + N, width]: zeros for prefix tokens; columns fill the first half of the width, rows the second.
+    """Positions [1, prefix + N, width]: zeros for prefix tokens; columns in the first half, rows in the second.
 
     (That columns come first is the authors' behaviour.) `width` must be divisible by 4.
     """
@@ -26,7 +26,5 @@ def sincos_positions(grid: tuple[int, int], width: int, *, prefix: int = 1) -> F
     rows, columns = torch.meshgrid(
         torch.arange(grid[0], dtype=torch.float64), torch.arange(grid[1], dtype=torch.float64), indexing="ij"
     )
-    patches = torch.cat(
-        [_sincos_1d(columns.flatten(), width // 2), _sincos_1d(rows.flatten(), width // 2)], dim=1
-    )
+    patches = torch.cat([_sincos_1d(columns.flatten(), width // 2), _sincos_1d(rows.flatten(), width // 2)], dim=1)
     return torch.cat([patches.new_zeros(prefix, width), patches])[None].float()

@@ -44,9 +44,7 @@ class PretrainedEncoder:
     origin: str
 
     @torch.no_grad()
-    def features(
-        self, images_BCHW: UInt8[Tensor, "B C H W"], pooling: Pooling = "mean"
-    ) -> Float[Tensor, "B D"]:
+    def features(self, images_BCHW: UInt8[Tensor, "B C H W"], pooling: Pooling = "mean") -> Float[Tensor, "B D"]:
         """Pooled float32 features of uint8 images, computed where the encoder is, returned on the CPU."""
         device = next(self.encoder.parameters()).device
         images = normalise(to_float(images_BCHW.to(device)), self.mean, self.std)
@@ -95,9 +93,7 @@ def read_encoder(path: Path) -> PretrainedEncoder:
         encoder.vit.load_state_dict(tensors)
     except RuntimeError as error:
         raise ValueError(f"{path} does not hold the encoder that its header describes") from error
-    return PretrainedEncoder(
-        encoder=encoder, mean=tuple(header["mean"]), std=tuple(header["std"]), origin=str(path)
-    )
+    return PretrainedEncoder(encoder=encoder, mean=tuple(header["mean"]), std=tuple(header["std"]), origin=str(path))
 
 
 def timm_encoder(name: str) -> PretrainedEncoder:
@@ -105,16 +101,14 @@ def timm_encoder(name: str) -> PretrainedEncoder:
     config = EncoderConfig(name=name)
     _, arguments = timm_arguments(config)
     try:
-        model = timm.create_model(name, pretrained=True, **arguments)
+        model: Any = timm.create_model(name, pretrained=True, **arguments)
     except (RuntimeError, OSError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"timm could not load weights for {name!r} ({reason})") from error
     encoder = Encoder(config, mask_token=False)
     encoder.vit.load_state_dict(model.state_dict())
     cfg = model.pretrained_cfg
-    return PretrainedEncoder(
-        encoder=encoder, mean=tuple(cfg["mean"]), std=tuple(cfg["std"]), origin=f"timm:{name}"
-    )
+    return PretrainedEncoder(encoder=encoder, mean=tuple(cfg["mean"]), std=tuple(cfg["std"]), origin=f"timm:{name}")
 
 
 def open_encoder(spec: str) -> PretrainedEncoder:

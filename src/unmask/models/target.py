@@ -24,8 +24,8 @@ def ema_update_(target: nn.Module, online: nn.Module, momentum: float) -> None:
     that only the online network has (CMAE's final norm) is skipped; one that only the target has is our error.
     """
     sources = dict(online.named_parameters())
-    target_parameters = []
-    online_parameters = []
+    target_parameters: list[torch.Tensor] = []
+    online_parameters: list[torch.Tensor] = []
     for name, parameter in target.named_parameters():
         assert name in sources, f"target parameter {name} has no online twin"
         # Fixed parameters (sin-cos positions) never move; averaging them would only add rounding.

@@ -30,9 +30,7 @@ def patch_infonce(
     # Hidden positions first; samples that hide fewer are padded with visible positions, whose terms are left out below.
     positions_BM = mask_BN.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :most]
     queries_BMD = online_BND.gather(1, positions_BM[..., None].expand(-1, -1, online_BND.shape[-1]))
-    logits_BMN = (
-        F.normalize(queries_BMD, dim=-1) @ F.normalize(target_BND, dim=-1).transpose(1, 2) / temperature
-    )
+    logits_BMN = F.normalize(queries_BMD, dim=-1) @ F.normalize(target_BND, dim=-1).transpose(1, 2) / temperature
     hidden_BM = mask_BN.gather(1, positions_BM)
     labels_BM = positions_BM.masked_fill(~hidden_BM, -100)
     return F.cross_entropy(logits_BMN.flatten(0, 1), labels_BM.flatten(), ignore_index=-100)

@@ -43,9 +43,7 @@ def normalise_patches(patches: Float[Tensor, "*lead K"]) -> Float[Tensor, "*lead
     return (patches - mean) / deviation
 
 
-def mean_squared_error(
-    prediction: Float[Tensor, "*lead K"], target: Float[Tensor, "*lead K"]
-) -> Float[Tensor, ""]:
+def mean_squared_error(prediction: Float[Tensor, "*lead K"], target: Float[Tensor, "*lead K"]) -> Float[Tensor, ""]:
     """Mean over all given patches of the mean squared error of a patch. Give it the hidden patches only."""
     return (prediction - target).pow(2).mean(dim=-1).mean()
 

@@ -107,9 +107,7 @@ def line_chart(
         parts.append(f'<text x="{WIDTH - RIGHT}" y="12" text-anchor="end">✕ not finite: {broken}</text>')
     for row, entries in enumerate(legend_rows):
         for index, x in entries:
-            parts.append(
-                _legend_entry(names[index], index, x, 12 + LINE_HEIGHT * (row + 1), index >= len(series))
-            )
+            parts.append(_legend_entry(names[index], index, x, 12 + LINE_HEIGHT * (row + 1), index >= len(series)))
     parts += _frame(x_axis, y_axis, x_label)
     # A nested svg cuts off what leaves the plot, without an id that could clash with another chart's.
     x, y, width, height = LEFT - 4, top - 4, WIDTH - LEFT - RIGHT + 8, HEIGHT - BOTTOM - top + 8
@@ -160,9 +158,7 @@ def _y_axis(
     raw = np.array([y for points in series.values() for _, y in points], dtype=np.float64)
     raw = raw[np.isfinite(raw)]
     must = [y for points in smoothed.values() for _, y in points if math.isfinite(y)]
-    must += [y for points in bands.values() for _, low, high in points for y in (low, high)] + [
-        *references.values()
-    ]
+    must += [y for points in bands.values() for _, low, high in points for y in (low, high)] + [*references.values()]
     # A few spikes must not press everything else flat; they leave the plot at its edge.
     must += np.quantile(raw, [0.01, 0.99]).tolist() if len(raw) else []
     low, high = (min(must), max(must)) if must else (0.0, 1.0)
@@ -208,10 +204,7 @@ def _frame(x_axis: Axis, y_axis: Axis, x_label: str) -> list[str]:
             for tick in y_ticks
         ),
         '</g><g text-anchor="middle">',
-        *(
-            f'<text x="{x_axis.at(tick):.1f}" y="{below}">{tick_text(tick, x_axis.high)}</text>'
-            for tick in x_ticks
-        ),
+        *(f'<text x="{x_axis.at(tick):.1f}" y="{below}">{tick_text(tick, x_axis.high)}</text>' for tick in x_ticks),
         f'<text x="{middle:.0f}" y="{HEIGHT - 4}">{escape(x_label)}</text></g>',
     ]
 
@@ -233,9 +226,7 @@ def _drawn(
         back = [f"{x_axis.at(x):.1f} {y_axis.at(low):.1f}" for x, low, _ in reversed(band)]
         parts.append(f'<path d="M{"L".join(there + back)}Z" fill="{colour}" opacity="0.16"/>')
     if smooth_over > 1:
-        parts.append(
-            f'<path d="{_path(points, x_axis, y_axis)}" stroke="{colour}" stroke-width="1" opacity="0.35"/>'
-        )
+        parts.append(f'<path d="{_path(points, x_axis, y_axis)}" stroke="{colour}" stroke-width="1" opacity="0.35"/>')
     parts.append(
         f'<path d="{_path(smoothed, x_axis, y_axis)}" stroke="{colour}" stroke-width="2">'
         f"<title>{escape(name)}</title></path>"

@@ -36,9 +36,7 @@ def _loss_charts(steps: list[Record]) -> list[Chart]:
         )
     for name in names:
         points = points_of((record["step"], record.get("losses", {}).get(name)) for record in steps)
-        words = (
-            "The whole loss of this method." if len(names) == 1 else f"The part of the loss called {name}."
-        )
+        words = "The whole loss of this method." if len(names) == 1 else f"The part of the loss called {name}."
         charts += _over_steps(f"Loss: {name}", points, "loss", f"{words} The faint line is what was logged.")
     return charts
 
@@ -47,9 +45,7 @@ def _optimiser_charts(steps: list[Record]) -> list[Chart]:
     rate = points_of((record["step"], record.get("lr")) for record in steps)
     norm = points_of((record["step"], record.get("grad_norm")) for record in steps)
     return [
-        *_over_steps(
-            "Learning rate", rate, "learning rate", "How large the steps are: a warm-up, then a slow end.", 1
-        ),
+        *_over_steps("Learning rate", rate, "learning rate", "How large the steps are: a warm-up, then a slow end.", 1),
         *_over_steps(
             "Gradient norm",
             norm,

@@ -43,9 +43,7 @@ class PositionScore:
     patches: Annotated[int, Doc("Number of hidden patches looked at.")]
 
 
-def _hidden_pixels(
-    mask_BN: Bool[Tensor, "B N"], grid: Grid, height: int, width: int
-) -> Bool[Tensor, "B 1 H W"]:
+def _hidden_pixels(mask_BN: Bool[Tensor, "B N"], grid: Grid, height: int, width: int) -> Bool[Tensor, "B 1 H W"]:
     rows, columns = grid
     if rows * columns != mask_BN.shape[1]:
         raise ValueError(f"a mask over {mask_BN.shape[1]} patches does not fit a grid of {rows} x {columns}")
@@ -122,9 +120,7 @@ def position_score(probability_BNN: Float[Tensor, "B N N"], mask_BN: Bool[Tensor
     patches = int(mask_BN.sum())
     if patches == 0:
         raise ValueError("no patch is hidden, so none can be looked for")
-    return PositionScore(
-        share=int(right_BN[mask_BN].sum()) / patches, chance=1 / mask_BN.shape[1], patches=patches
-    )
+    return PositionScore(share=int(right_BN[mask_BN].sum()) / patches, chance=1 / mask_BN.shape[1], patches=patches)
 
 
 def pick_queries(

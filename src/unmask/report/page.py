@@ -83,9 +83,7 @@ def _head(page: Page, links: str) -> str:
         f"<div><dt>{name}</dt><dd>{escape(value)}<small>{escape(more)}</small></dd></div>"
         for name, value, more in about
     )
-    facts = "".join(
-        f"<div><dt>{escape(fact.name)}</dt><dd>{escape(fact.value)}</dd></div>" for fact in page.facts
-    )
+    facts = "".join(f"<div><dt>{escape(fact.name)}</dt><dd>{escape(fact.value)}</dd></div>" for fact in page.facts)
     facts = f'<dl class="facts">{facts}</dl>' if facts else ""
     return (
         f'<header><nav aria-label="Sections"><span class="brand">unmask</span>{links}</nav>'
@@ -170,12 +168,8 @@ def _sheet(name: str, sheet: Sheet) -> str:
 def _cell(cell: Cell) -> str:
     kind = "png" if cell.image.startswith(b"\x89PNG") else "webp"
     source = f"data:image/{kind};base64,{base64.b64encode(cell.image).decode()}"
-    sign = {"none": "", "right": '<b aria-label="right">✓</b> ', "wrong": '<b aria-label="wrong">✕</b> '}[
-        cell.mark
-    ]
-    words = (
-        f'<span title="{escape(cell.label)}">{sign}{escape(cell.label)}</span>' if cell.label or sign else ""
-    )
+    sign = {"none": "", "right": '<b aria-label="right">✓</b> ', "wrong": '<b aria-label="wrong">✕</b> '}[cell.mark]
+    words = f'<span title="{escape(cell.label)}">{sign}{escape(cell.label)}</span>' if cell.label or sign else ""
     return f'<div class="cell {cell.mark}"><img src="{source}" alt="{escape(cell.alt)}">{words}</div>'
 
 
@@ -185,12 +179,8 @@ def _details(page: Page) -> str:
         names = "".join(f"<li>{escape(name)}</li>" for name in page.bad_files[:BAD_FILES_NAMED])
         more = len(page.bad_files) - BAD_FILES_NAMED
         rest = f"<p>and {more:,} more, named in bad_files.txt</p>" if more > 0 else ""
-        folds.append(
-            _fold(f"Files that could not be read ({len(page.bad_files):,})", f"<ul>{names}</ul>{rest}")
-        )
-    folds.append(
-        _fold("Configuration", f'<table class="settings">{"".join(_settings(page.config, 0))}</table>')
-    )
+        folds.append(_fold(f"Files that could not be read ({len(page.bad_files):,})", f"<ul>{names}</ul>{rest}"))
+    folds.append(_fold("Configuration", f'<table class="settings">{"".join(_settings(page.config, 0))}</table>'))
     folds.append(_fold("Versions", f'<table class="settings">{"".join(_settings(page.versions, 0))}</table>'))
     return "".join(folds)
 
@@ -201,9 +191,7 @@ def _fold(title: str, content: str) -> str:
 
 def _table(table: Table) -> str:
     head = "".join(f'<th scope="col">{escape(header)}</th>' for header in table.headers)
-    rows = "".join(
-        "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in table.rows
-    )
+    rows = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in table.rows)
     return f'<table class="plain"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>'
 
 

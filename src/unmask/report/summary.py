@@ -82,9 +82,7 @@ def run_facts(records: list[Record], images_seen: int) -> tuple[Fact, ...]:
         speeds = [float(record["images_per_second"]) for record in steps if record.get("images_per_second")]
         if speeds:
             speed = median(speeds)
-            facts.append(
-                Fact(name="images a second", value=count(round(speed)) if speed >= 10 else number(speed))
-            )
+            facts.append(Fact(name="images a second", value=count(round(speed)) if speed >= 10 else number(speed)))
     return tuple(facts)
 
 
@@ -98,9 +96,7 @@ def run_warnings(records: list[Record]) -> tuple[str, ...]:
     damaged = sum(record.get("kind") == "damaged" for record in records)
     if damaged:
         lines = "One line" if damaged == 1 else f"{damaged} lines"
-        found.append(
-            f"{lines} of the log could not be read: a run that was killed while writing leaves such lines."
-        )
+        found.append(f"{lines} of the log could not be read: a run that was killed while writing leaves such lines.")
     return tuple(found)
 
 

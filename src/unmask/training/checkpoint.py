@@ -1,8 +1,8 @@
 """Checkpoints: one safetensors file a checkpoint, written aside, flushed to disk, then renamed.
 
 A checkpoint holds everything that the rest of the run depends on: weights and buffers of all networks, the optimizer's
-state by parameter name, the loss scaler and the step. Randomness needs no room: it is a function of (seed, step). Nothing
-is unpickled on loading; every tensor has a checksum.
+state by parameter name, the loss scaler and the step. Randomness needs no room: it is a function of (seed, step).
+Nothing is unpickled on loading; every tensor has a checksum.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def _checksum(tensor: Tensor) -> int:
 
 
 def write_atomically(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    """Write a safetensors file so that `path` holds either its old content or all of the new, whenever we are killed."""
+    """Write a safetensors file so that `path` holds its old content or all of the new, whenever we are killed."""
     aside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -61,9 +61,7 @@ def write_atomically(path: Path, tensors: dict[str, Tensor], metadata: dict[str,
         flush_folder(path.parent)
     except (OSError, SafetensorError) as error:
         aside.unlink(missing_ok=True)
-        raise CheckpointError(
-            f"could not write {path} ({_reason(error)}); earlier checkpoints are intact"
-        ) from error
+        raise CheckpointError(f"could not write {path} ({_reason(error)}); earlier checkpoints are intact") from error
 
 
 def flush_folder(folder: Path) -> None:
@@ -146,8 +144,6 @@ def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: dict[str, 
     for group in optimizer.param_groups:
         for name, parameter in zip(group["names"], group["params"], strict=True):
             start = f"optimizer.{name}."
-            quantities = {
-                key.removeprefix(start): value for key, value in tensors.items() if key.startswith(start)
-            }
+            quantities = {key.removeprefix(start): value for key, value in tensors.items() if key.startswith(start)}
             if quantities:
                 optimizer.state[parameter] = quantities

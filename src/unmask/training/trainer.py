@@ -42,9 +42,7 @@ class TrainingOptions:
     log_every: Annotated[int, Doc("Steps between lines of the log.")] = 10
     checkpoint_every: Annotated[int, Doc("Steps between checkpoints.")] = 500
     keep_every: Annotated[int, Doc("Checkpoints at multiples of this many steps are kept; 0: the last alone.")] = 0
-    evaluate_every: Annotated[
-        float, Doc("Epochs between kNN evaluations, where the data has labels; 0: never.")
-    ] = 0.0
+    evaluate_every: Annotated[float, Doc("Epochs between kNN evaluations, where the data has labels; 0: never.")] = 0.0
     max_bad_share: Annotated[float, Doc("Share of unreadable images past which the run stops.")] = 0.1
 
 
@@ -133,9 +131,7 @@ class Trainer:
         self.optimizer = build_adamw(method, method.decays, method.config.optimizer)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
         self._trainable = [parameter for parameter in method.parameters() if parameter.requires_grad]
-        self._losses: Callable[[Views], Losses] = (
-            torch.compile(method.losses) if config.compile else method.losses
-        )
+        self._losses: Callable[[Views], Losses] = torch.compile(method.losses) if config.compile else method.losses
 
     @property
     def progress(self) -> float:

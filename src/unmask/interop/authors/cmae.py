@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from unmask.interop.authors.case import Authors, Json, encoder_config, image_views, mean_and_std, optimizer_config
+from unmask.interop.authors.case import (
+    Authors,
+    Json,
+    encoder_config,
+    image_views,
+    mean_and_std,
+    optimizer_config,
+)
 from unmask.masking import MaskConfig
 from unmask.methods.cmae import CMAE, CMAEConfig
 from unmask.models.decoder import DecoderConfig
@@ -10,7 +17,11 @@ from unmask.models.heads import MLPHeadConfig
 
 _NETWORKS = (("backbone", "encoder"), ("target_backbone", "target_encoder"))
 _DECODERS = ("pixel_decoder", "feature_decoder")
-_HEADS = (("head.predictor", "predictor"), ("projector", "projector"), ("target_projector", "target_projector"))
+_HEADS = (
+    ("head.predictor", "predictor"),
+    ("projector", "projector"),
+    ("target_projector", "target_projector"),
+)
 
 NAMES = (
     *(

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from unmask.interop.authors.case import Authors, Json, encoder_config, image_views, mean_and_std, optimizer_config
+from unmask.interop.authors.case import (
+    Authors,
+    Json,
+    encoder_config,
+    image_views,
+    mean_and_std,
+    optimizer_config,
+)
 from unmask.masking import MaskConfig
 from unmask.methods.conmim import ConMIM, ConMIMConfig
 from unmask.models.heads import MLPHeadConfig
@@ -39,6 +46,4 @@ def build(case: Json) -> ConMIM:
     )
 
 
-AUTHORS = Authors(
-    names=NAMES, target_names=TARGET_NAMES, build=build, views=image_views, losses={"contrast": "losses"}
-)
+AUTHORS = Authors(names=NAMES, target_names=TARGET_NAMES, build=build, views=image_views, losses={"contrast": "losses"})

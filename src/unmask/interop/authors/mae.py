@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from unmask.interop.authors.case import Authors, Json, encoder_config, image_views, mean_and_std, optimizer_config
+from unmask.interop.authors.case import (
+    Authors,
+    Json,
+    encoder_config,
+    image_views,
+    mean_and_std,
+    optimizer_config,
+)
 from unmask.masking import MaskConfig
 from unmask.methods.base import Method, check_mask
 from unmask.methods.mae import MAE, MAEConfig
@@ -28,9 +35,7 @@ def build(case: Json) -> MAE:
         MAEConfig(
             encoder=encoder_config(case, position="sincos", init="xavier"),
             mask=MaskConfig(kind="random", ratio=case["mask_ratio"]),
-            decoder=DecoderConfig(
-                width=case["decoder_dim"], depth=case["decoder_depth"], heads=case["decoder_heads"]
-            ),
+            decoder=DecoderConfig(width=case["decoder_dim"], depth=case["decoder_depth"], heads=case["decoder_heads"]),
             norm_pixels=case["norm_pix_loss"],
             mean=mean,
             std=std,

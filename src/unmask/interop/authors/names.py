@@ -12,7 +12,7 @@ NameTable = tuple[tuple[str, str | None], ...]
 
 
 def our_name(table: NameTable, theirs: str) -> str | None:
-    """Our name of the authors' parameter `theirs`; None where it is unused; KeyError where the table has no such row."""
+    """Our name of the authors' parameter `theirs`; None where unused; KeyError where the table has no such row."""
     for pattern, replacement in table:
         match = re.fullmatch(re.escape(pattern).replace(r"\*", "(.*)"), theirs)
         if match:

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from unmask.interop.authors.case import Authors, Json, encoder_config, image_views, mean_and_std, optimizer_config
+from unmask.interop.authors.case import (
+    Authors,
+    Json,
+    encoder_config,
+    image_views,
+    mean_and_std,
+    optimizer_config,
+)
 from unmask.masking import MaskConfig
 from unmask.methods.base import Method
 from unmask.methods.simmim import SimMIM, SimMIMConfig

@@ -1,0 +1,31 @@
+"""`unmask report RUN`: the page about a run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from rich.console import Console
+from typing_extensions import Doc
+
+from unmask.commands.parse import parse
+from unmask.run_folder import RunFolder
+from unmask.run_report import write_report
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """Write one self-contained HTML page about a run: curves, pictures, health, configuration."""
+
+    run: Annotated[tyro.conf.Positional[Path], Doc("A run folder, finished or not.")]
+
+
+def run(arguments: Sequence[str]) -> int:
+    """The exit code of `unmask report`."""
+    command = parse(Report, arguments, command="report")
+    page = write_report(RunFolder(command.run))
+    Console(soft_wrap=True).print(str(page), highlight=False)
+    return 0
