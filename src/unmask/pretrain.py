@@ -249,7 +249,7 @@ class _Run:
         }
         path = checkpoint_path(self.folder.checkpoints, self.trainer.step)
         save_checkpoint(path, self.trainer.state(values))
-        prune_checkpoints(self.folder.checkpoints, keep_every=self.config.training.keep_every)
+        prune_checkpoints(self.folder.checkpoints, self.trainer.step, keep_every=self.config.training.keep_every)
         self.folder.write_bad_files(self.bad_files)
 
     def _write_encoder(self) -> None:

@@ -57,12 +57,11 @@ def write_report(folder: RunFolder) -> Path:
     method = build_method(config)
     info = method.info
     figures, trouble = _figures(config, folder, method)
-    encoder = config.settings.encoder
     page = Page(
         run=folder.path.name,
         method=info.title,
         idea=info.idea,
-        encoder=f"{encoder.name}, {encoder.image_height}x{encoder.image_width} pixels, patches of {encoder.patch_size}",
+        encoder=str(config.settings.encoder),
         data=config.data,
         verdict=_verdict(accuracies(records)),
         accuracies=accuracies(records),

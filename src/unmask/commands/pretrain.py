@@ -181,8 +181,7 @@ def describe(config: RunConfig, folder: RunFolder, notes: list[str], console: Co
     rows = {
         "method": find_method(config.method).info.title,
         "data": f"{config.data} ({'; '.join(notes)})",
-        "encoder": f"{settings.encoder.name}, {settings.encoder.image_height}x{settings.encoder.image_width} pixels, "
-        f"patches of {settings.encoder.patch_size}",
+        "encoder": str(settings.encoder),
         "training": f"{training.epochs:g} epochs, batches of {training.batch_size}, "
         f"on {choose_device(training.device)}, {training.workers} workers",
         "learning rate": f"{peak:.3g} ({rule}), {warmup:g} epochs of warm-up",

@@ -6,8 +6,9 @@ L tokens that the blocks see (P + N, or P + visible), D width, h heads.
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Annotated, Any, Literal, cast
 
@@ -15,10 +16,16 @@ import timm
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
-from timm.layers import PatchEmbed, resample_abs_pos_embed
+from timm.layers import LayerScale, PatchEmbed, resample_abs_pos_embed
 from timm.models.beit import Beit
 from timm.models.eva import Eva
-from timm.models.vision_transformer import VisionTransformer
+from timm.models.vision_transformer import (
+    Block,
+    DiffParallelScalingBlock,
+    ParallelScalingBlock,
+    ParallelThingsBlock,
+    VisionTransformer,
+)
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
@@ -29,6 +36,7 @@ from unmask.models.initialise import xavier_linears_, xavier_patches_
 from unmask.models.positions import sincos_positions
 
 TIMM_VITS = (VisionTransformer, Beit, Eva)
+PARALLEL_BLOCKS = (ParallelScalingBlock, DiffParallelScalingBlock, ParallelThingsBlock)
 FAMILIES = "vit_*, deit*, beit*, eva02_* and their kin"
 
 
@@ -62,21 +70,37 @@ class EncoderConfig:
         bool, Doc("Recompute activations in the backward pass: less memory, about a third more time.")
     ] = False
 
+    def __str__(self) -> str:
+        """In words, for people: name, what was changed in it, image and patch."""
+        changes = [
+            f"{what} {value}"
+            for what, value in (("width", self.width), ("depth", self.depth), ("heads", self.heads))
+            if value is not None
+        ]
+        size = f"{self.image_height}x{self.image_width} pixels"
+        patch = [] if self.patch_size is None else [f"patches of {self.patch_size}"]
+        return ", ".join([self.name, *changes, size, *patch])
+
 
 def timm_arguments(config: EncoderConfig) -> tuple[str, dict[str, Any]]:
     """The timm name and arguments that rebuild this encoder by `timm.create_model(name, **arguments)` alone."""
     name = config.name
+    # Only names in timm's own list: create_model would also look on the network for others ("hf-hub:...").
+    if not timm.is_model(name):
+        raise ValueError(_unknown(name))
     # The size is read from a model without memory: timm keeps no table of it.
     try:
         with torch.device("meta"):
             model: Any = timm.create_model(name, pretrained=False, num_classes=0)
     except RuntimeError as error:
-        near = timm.list_models(f"*{name.split('_')[0]}*{name.split('_')[-1] if '_' in name else ''}*")[:3]
-        hint = f"; near names: {', '.join(near)}" if near else ""
-        raise ValueError(f"timm knows no model named {name!r}{hint}") from error
-    plain, beit, eva = (isinstance(model, family) for family in TIMM_VITS)
-    if not (plain or beit or eva) or not isinstance(model.patch_embed, PatchEmbed):
+        raise ValueError(_unknown(name)) from error
+    # Exact types: a distilled DeiT derives from VisionTransformer and has a second class token of its own.
+    plain, beit, eva = (type(model) is family for family in TIMM_VITS)
+    patches_only = (plain or beit or eva) and isinstance(model.patch_embed, PatchEmbed)
+    if not patches_only or isinstance(model.blocks[0], PARALLEL_BLOCKS):
         raise ValueError(f"{name!r} is not a plain ViT; use one of {FAMILIES}")
+    if eva and model.rope_mixed:
+        raise ValueError(f"{name!r} has a rotation of its own in every block, which is not supported")
     patch_height, patch_width = model.patch_embed.patch_size
     patch = config.patch_size or patch_height
     if config.patch_size is None and patch_height != patch_width:
@@ -101,12 +125,17 @@ def timm_arguments(config: EncoderConfig) -> tuple[str, dict[str, Any]]:
             raise ValueError(f"{name!r} has rotary positions; position 'relative' needs a vit_* or beit* name")
         name = "beit_base_patch16_224"
         first = model.blocks[0]
+        if not isinstance(first, Block):
+            raise ValueError(
+                f"{config.name!r} has blocks of its own kind; position 'relative' needs a plain vit_* name"
+            )
         arguments |= {
             "embed_dim": model.embed_dim,
             "depth": len(model.blocks),
             "num_heads": first.attn.num_heads,
             "mlp_ratio": first.mlp.fc1.out_features / model.embed_dim,
-            "init_values": None,
+            # 0 and not None: timm drops None and would take the name's own value.
+            "init_values": first.ls1.init_values if isinstance(first.ls1, LayerScale) else 0.0,
         }
         arguments.pop("fc_norm", None)
         arguments["use_fc_norm"] = False
@@ -134,8 +163,15 @@ def timm_arguments(config: EncoderConfig) -> tuple[str, dict[str, Any]]:
     if width % heads:
         raise ValueError(f"encoder width {width} is not divisible by its {heads} heads")
     if config.layer_scale is not None:
-        arguments["init_values"] = config.layer_scale or None
+        if eva and not config.layer_scale:
+            raise ValueError(f"{name!r} keeps its layer scale as it is; give it another value than 0")
+        arguments["init_values"] = config.layer_scale
     return name, arguments
+
+
+def _unknown(name: str) -> str:
+    near = difflib.get_close_matches(name, timm.list_models(), n=3)
+    return f"timm knows no model named {name!r}" + (f"; near names: {', '.join(near)}" if near else "")
 
 
 class Encoder(nn.Module):
@@ -146,7 +182,10 @@ class Encoder(nn.Module):
         self.config = config
         name, arguments = timm_arguments(config)
         # One of TIMM_VITS; their attributes have no types.
-        self.vit = cast(Any, timm.create_model(name, pretrained=False, **arguments))
+        try:
+            self.vit = cast(Any, timm.create_model(name, pretrained=False, **arguments))
+        except AssertionError as error:
+            raise ValueError(f"timm cannot build {config.name!r} with these sizes ({error})") from error
         self.mask_token = nn.Parameter(torch.empty(1, 1, self.width)) if mask_token else None
         if config.init == "xavier":
             xavier_linears_(self.vit)
@@ -210,6 +249,7 @@ class Encoder(nn.Module):
             if pixels < patch or pixels % patch:
                 raise ValueError(f"image {what} {pixels} is not divisible by the patch size {patch}")
         self.vit.set_input_size(img_size=(height, width))
+        self.config = replace(self.config, image_height=height, image_width=width)
         if self.config.position == "sincos":
             self._set_sincos()
 
@@ -325,7 +365,8 @@ class Encoder(nn.Module):
         if isinstance(vit, Beit):
             shared = cast(Any, vit.rel_pos_bias)
             if shared is None:
-                if visible_BV is not None and vit.blocks[0].attn.relative_position_bias_table is not None:
+                first = cast(Any, vit.blocks[0])
+                if visible_BV is not None and first.attn.relative_position_bias_table is not None:
                     raise ValueError("patches cannot be dropped where every block has its own relative positions")
                 return {"shared_rel_pos_bias": None}
             bias_hLL = shared()
@@ -343,9 +384,8 @@ class Encoder(nn.Module):
             return {"shared_rel_pos_bias": bias_hBLL.transpose(0, 1)}
         if vit.rope is None:
             return {"rope": None}
-        if vit.rope_mixed:
-            raise ValueError(f"{self.config.name!r} has a rotation of its own in every block, which is not supported")
-        rope_NR = vit.rope.get_embed()
+        # Some rotations are cached for the grid, some (DINOv3's) are built when asked.
+        rope_NR = vit.rope.get_embed(list(grid))
         return {"rope": rope_NR if visible_BV is None else rope_NR[visible_BV][:, None]}
 
 

@@ -2,13 +2,15 @@
 
 A checkpoint holds everything that the rest of the run depends on: weights and buffers of all networks, the optimizer's
 state by parameter name, the loss scaler and the step. Randomness needs no room: it is a function of (seed, step).
-Nothing is unpickled on loading; every tensor has a checksum.
+Nothing is unpickled on loading; every tensor, and the list of them, has a checksum.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +22,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 FORMAT = 1
-PATTERN = "step_*.safetensors"
+HEADER = "unmask_checkpoint"
+HEADER_CHECKSUM = "unmask_crc32"
+NAME = re.compile(r"step_(\d{9,})\.safetensors")
 
 
 class CheckpointError(ValueError):
@@ -42,25 +46,36 @@ def checkpoint_path(folder: Path, step: int) -> Path:
 
 def saved_steps(folder: Path) -> list[int]:
     """Steps of the checkpoints in a folder, ascending."""
-    return sorted(int(path.stem.removeprefix("step_")) for path in folder.glob(PATTERN))
+    found = (NAME.fullmatch(path.name) for path in folder.glob("step_*"))
+    return sorted(int(match[1]) for match in found if match is not None)
 
 
 def _checksum(tensor: Tensor) -> int:
-    return zlib.crc32(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    """Of the bytes and of how they are to be read: a damaged shape may fit the same bytes."""
+    kind = zlib.crc32(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
+    return zlib.crc32(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data, kind)
 
 
 def write_atomically(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
     """Write a safetensors file so that `path` holds its old content or all of the new, whenever we are killed."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    # A folder, because safetensors writes a file of its own choosing and leaves it behind when it is killed.
+    aside = path.with_name(f".{path.name}.part")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, aside, metadata=metadata)
-        with aside.open("rb") as written:
-            os.fsync(written.fileno())
-        aside.replace(path)
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir(parents=True)
+        written = aside / path.name
+        written.touch()
+        # As readable as any new file of the user's; safetensors would shut out everybody else.
+        mode = written.stat().st_mode
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, written, metadata=metadata)
+        written.chmod(mode)
+        with written.open("rb") as file:
+            os.fsync(file.fileno())
+        written.replace(path)
+        aside.rmdir()
         flush_folder(path.parent)
     except (OSError, SafetensorError) as error:
-        aside.unlink(missing_ok=True)
+        shutil.rmtree(aside, ignore_errors=True)
         raise CheckpointError(f"could not write {path} ({_reason(error)}); earlier checkpoints are intact") from error
 
 
@@ -82,8 +97,8 @@ def _reason(error: Exception) -> str:
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     """Write a checkpoint atomically. CheckpointError where the disk refuses; what lay there before stays."""
     checksums = {name: _checksum(tensor) for name, tensor in checkpoint.tensors.items()}
-    header = {"format": FORMAT, "values": checkpoint.values, "crc32": checksums}
-    write_atomically(path, checkpoint.tensors, {"unmask_checkpoint": json.dumps(header)})
+    header = json.dumps({"format": FORMAT, "values": checkpoint.values, "crc32": checksums})
+    write_atomically(path, checkpoint.tensors, {HEADER: header, HEADER_CHECKSUM: str(zlib.crc32(header.encode()))})
 
 
 def load_checkpoint(path: Path, device: torch.device) -> Checkpoint:
@@ -91,9 +106,11 @@ def load_checkpoint(path: Path, device: torch.device) -> Checkpoint:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            if "unmask_checkpoint" not in metadata:
+            if HEADER not in metadata:
                 raise CheckpointError(f"{path} is not a checkpoint of unmask")
-            header = json.loads(metadata["unmask_checkpoint"])
+            if metadata.get(HEADER_CHECKSUM) != str(zlib.crc32(metadata[HEADER].encode())):
+                raise CheckpointError(f"checkpoint {path} is damaged: its header does not match its checksum")
+            header = json.loads(metadata[HEADER])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"checkpoint {path} cannot be read ({_reason(error)})") from error
@@ -105,14 +122,17 @@ def load_checkpoint(path: Path, device: torch.device) -> Checkpoint:
     return Checkpoint({name: tensor.to(device) for name, tensor in tensors.items()}, header["values"])
 
 
-def prune_checkpoints(folder: Path, *, keep_every: int) -> None:
-    """Delete all but the newest checkpoint and those of steps that `keep_every` divides (0: the newest alone)."""
-    for step in saved_steps(folder)[:-1]:
-        if not keep_every or step % keep_every:
+def prune_checkpoints(folder: Path, newest: int, *, keep_every: int) -> None:
+    """Delete all but the checkpoint of step `newest` and those of steps that `keep_every` divides (0: none of them).
+
+    What lies beyond `newest` goes too: it could not be read, or the run would have gone on from there.
+    """
+    for step in saved_steps(folder):
+        if step > newest or (step < newest and (not keep_every or step % keep_every)):
             checkpoint_path(folder, step).unlink(missing_ok=True)
     # What a killed process left half-written is of no use to anybody.
-    for litter in folder.glob(f".{PATTERN}.*.part"):
-        litter.unlink(missing_ok=True)
+    for litter in folder.glob(".step_*.part"):
+        shutil.rmtree(litter, ignore_errors=True)
 
 
 def module_tensors(module: nn.Module) -> dict[str, Tensor]:
