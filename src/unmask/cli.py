@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import io
 import sys
 from collections.abc import Sequence
 
@@ -39,9 +40,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         near = difflib.get_close_matches(command, COMMANDS, n=1)
         hint = f"did you mean {near[0]!r}?" if near else "see unmask --help"
         return _refuse(f"unknown command {command!r}; {hint}", 2)
-    module = importlib.import_module(f"unmask.commands.{command}")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A file name that is not valid text must not end a run that only wants to print it.
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        return int(module.run(rest))
+        return int(importlib.import_module(f"unmask.commands.{command}").run(rest))
     except ValueError as error:
         return _refuse(str(error), 2)
     except KeyboardInterrupt:

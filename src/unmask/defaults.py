@@ -38,11 +38,14 @@ def default_side(median: int, patch: int) -> int:
 
 
 def default_batch(samples: int, accelerated: bool) -> int:
-    """The largest power of two up to 256 (64 without a GPU) that leaves at least four steps an epoch."""
+    """The largest power of two up to 256 (64 without a GPU) that leaves at least four steps an epoch.
+
+    Never one image where there are two: neither batch norm nor a contrast within the batch means anything then.
+    """
     batch = 256 if accelerated else 64
-    while batch > 1 and batch * 4 > samples:
+    while batch > 2 and batch * 4 > samples:
         batch //= 2
-    return batch
+    return min(batch, samples)
 
 
 def default_workers() -> int:
@@ -54,6 +57,8 @@ def fit_settings(settings: MethodConfig, wishes: Wishes, source: Source) -> tupl
     """A method's settings for this data, and a sentence for everything that was chosen."""
     notes: list[str] = []
     encoder = settings.encoder
+    if wishes.patch_size is not None and wishes.patch_size < 1:
+        raise ValueError(f"the patch size must be at least 1 pixel, got {wishes.patch_size}")
     if wishes.encoder is not None:
         encoder = replace(encoder, name=wishes.encoder)
     if wishes.channels is not None:

@@ -18,12 +18,13 @@ from rich.console import Console
 from unmask import __version__
 from unmask.config import RunConfig
 from unmask.data.batch import Batch
-from unmask.data.loader import CropLoader
+from unmask.data.loader import CropLoader, TooManyBadFiles
 from unmask.data.sources import Source, open_source
 from unmask.data.statistics import first_readable
 from unmask.evaluation.health import Health, diagnose, probe
 from unmask.evaluation.knn import KnnConfig, knn
 from unmask.evaluation.protocols import encoder_features, labelled_or_none
+from unmask.masking import masked_count
 from unmask.methods import find_method
 from unmask.methods.base import Method
 from unmask.models.pretrained import PretrainedEncoder, encoder_file
@@ -33,6 +34,7 @@ from unmask.training.checkpoint import (
     checkpoint_path,
     prune_checkpoints,
     save_checkpoint,
+    saved_steps,
     write_atomically,
 )
 from unmask.training.signals import StopRequest
@@ -75,25 +77,35 @@ def pretrain(config: RunConfig, folder: RunFolder, console: Console) -> Outcome:
         raise ValueError(
             f"a batch of {training.batch_size} is larger than the data: {config.data} has {len(source)} images"
         )
-    first_readable(source)
-    method = build_method(config)
-    folder.claim(config)
-    trainer = Trainer(method, training, steps_per_epoch=len(source) // training.batch_size, device=device)
-    run = _Run(config, folder, trainer, source, console)
-    return run.go()
+    with StopRequest() as stop:
+        first_readable(source)
+        method = build_method(config)
+        # A mask that the grid of patches cannot have is refused before anything is written.
+        masked_count(config.settings.mask, method.exported().grid)
+        trainer = Trainer(method, training, steps_per_epoch=len(source) // training.batch_size, device=device)
+        folder.claim(config)
+        return _Run(config, folder, trainer, source, console, stop).go()
 
 
 class _Run:
     """The state of a run beside the trainer's: time, bad files, health at the start."""
 
     def __init__(
-        self, config: RunConfig, folder: RunFolder, trainer: Trainer, source: Source, console: Console
+        self,
+        config: RunConfig,
+        folder: RunFolder,
+        trainer: Trainer,
+        source: Source,
+        console: Console,
+        stop: StopRequest,
     ) -> None:
         self.config = config
         self.folder = folder
         self.trainer = trainer
         self.source = source
         self.console = console
+        self.stop = stop
+        self.saved_step: int | None = None
         self.elapsed = 0.0
         self.bad_files: dict[str, str] = {}
         self.start_health: Health | None = None
@@ -102,15 +114,15 @@ class _Run:
         self.evaluate_every = round(config.training.evaluate_every * self.steps_per_epoch)
 
     def go(self) -> Outcome:
-        trainer = self.trainer
+        trainer, stop = self.trainer, self.stop
+        if self.folder.encoder_file.exists() and not saved_steps(self.folder.checkpoints):
+            # Finished long ago, and its checkpoints cleared away: not a reason to train anew.
+            return Outcome("finished", trainer.total_steps)
         self._resume()
         if trainer.step >= trainer.total_steps:
             self._write_encoder()
             return Outcome("finished", trainer.step)
-        with (
-            StopRequest() as stop,
-            RunProgress(self.console, total=trainer.total_steps, start=trainer.step) as progress,
-        ):
+        with RunProgress(self.console, total=trainer.total_steps, start=trainer.step) as progress:
             probe_views = self._probe_views()
             self._check_health(probe_views, progress.say)
             if trainer.step == 0 and self.evaluate_every:
@@ -120,7 +132,11 @@ class _Run:
             loader = self._loader()
             batches = iter(loader)
             while trainer.step < trainer.total_steps and not stop.asked:
-                parts = list(islice(batches, self.config.training.accumulate))
+                try:
+                    parts = list(islice(batches, self.config.training.accumulate))
+                except TooManyBadFiles:
+                    self.folder.write_bad_files(self.bad_files | loader.bad_files)
+                    raise
                 result = trainer.train_step(parts)
                 now = monotonic()
                 self.elapsed += now - clock
@@ -146,12 +162,14 @@ class _Run:
                     self._check_health(probe_views, progress.say)
                 if self.evaluate_every and (trainer.step % self.evaluate_every == 0 or done):
                     self._evaluate("pretrained", progress.say)
-                if trainer.step % self.config.training.checkpoint_every == 0 or done or stop.asked:
+                if trainer.step % self.config.training.checkpoint_every == 0 or done:
                     self._save()
                 spent = monotonic() - aside
                 logged_at += spent
                 clock += spent
         if trainer.step < trainer.total_steps:
+            if self.saved_step != trainer.step:
+                self._save()
             return Outcome("stopped", trainer.step, stop.asked)
         self._write_encoder()
         return Outcome("finished", trainer.step)
@@ -159,7 +177,7 @@ class _Run:
     def _resume(self) -> None:
         checkpoint, troubles = self.folder.newest_checkpoint(self.trainer.device)
         for sentence in troubles:
-            self.console.print(f"warning: {sentence}; going back to the checkpoint before it", highlight=False)
+            self.console.print(f"warning: {sentence}; going back to the checkpoint before it", highlight=False, markup=False)
         if checkpoint is None:
             self.folder.forget_after(-1)
             return
@@ -173,9 +191,11 @@ class _Run:
         self.elapsed = float(values["elapsed"])
         self.bad_files = dict(values["bad_files"])
         self.start_health = None if values["start_health"] is None else Health(**values["start_health"])
+        self.saved_step = self.trainer.step
         self.folder.forget_after(self.trainer.step)
         if self.trainer.step < self.trainer.total_steps:
-            self.console.print(f"resuming {self.folder.path} at step {self.trainer.step}", highlight=False)
+            sentence = f"resuming {self.folder.path} at step {self.trainer.step}"
+            self.console.print(sentence, highlight=False, markup=False)
 
     def _loader(self) -> CropLoader:
         training = self.config.training
@@ -249,6 +269,7 @@ class _Run:
         }
         path = checkpoint_path(self.folder.checkpoints, self.trainer.step)
         save_checkpoint(path, self.trainer.state(values))
+        self.saved_step = self.trainer.step
         prune_checkpoints(self.folder.checkpoints, self.trainer.step, keep_every=self.config.training.keep_every)
         self.folder.write_bad_files(self.bad_files)
 

@@ -62,4 +62,4 @@ class RunProgress:
 
     def say(self, sentence: str) -> None:
         """A line above the bar."""
-        self._bar.console.print(sentence, highlight=False)
+        self._bar.console.print(sentence, highlight=False, markup=False)

@@ -80,14 +80,17 @@ class RunFolder:
             if difference is not None:
                 raise ValueError(f"{self.path} holds another run ({difference}); choose another --out")
             return
-        if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+        # Written aside: a run that is killed here must find its folder either claimed or still free.
+        aside = self.path / ".config.json.part"
+        if self.path.exists() and (not self.path.is_dir() or any(entry != aside for entry in self.path.iterdir())):
             raise ValueError(f"{self.path} exists and is not a run folder; choose another --out")
         try:
-            self.checkpoints.mkdir(parents=True, exist_ok=True)
-            save_config(config, self.config_file)
+            self.path.mkdir(parents=True, exist_ok=True)
+            save_config(config, aside)
+            aside.replace(self.config_file)
+            self.checkpoints.mkdir(exist_ok=True)
         except OSError as error:
-            reason = (error.strerror or "error").lower()
-            raise ValueError(f"cannot make the run folder {self.path} ({reason})") from error
+            raise ValueError(f"cannot make the run folder {self.path} ({_reason(error)})") from error
 
     def newest_checkpoint(self, device: torch.device) -> tuple[Checkpoint | None, list[str]]:
         """The newest checkpoint that can be read, and a sentence for each newer one that cannot.
@@ -106,15 +109,18 @@ class RunFolder:
         return None, []
 
     def append(self, record: dict[str, Any]) -> None:
-        """Add a line to the log."""
-        with self.log_file.open("a") as file:
-            file.write(json.dumps(record) + "\n")
+        """Add a line to the log. ValueError where it cannot be written."""
+        try:
+            with self.log_file.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(record) + "\n")
+        except OSError as error:
+            raise ValueError(f"cannot write {self.log_file} ({_reason(error)})") from error
 
     def last_step(self) -> tuple[int, float]:
         """Step and epoch of the newest step in the log; zeros where there is none."""
         newest = (0, 0.0)
         if self.log_file.exists():
-            for line in self.log_file.read_text().splitlines():
+            for line in self.log_file.read_text(encoding="utf-8").splitlines():
                 try:
                     record = json.loads(line)
                 except ValueError:
@@ -128,7 +134,7 @@ class RunFolder:
         if not self.log_file.exists():
             return
         kept = []
-        for line in self.log_file.read_text().splitlines():
+        for line in self.log_file.read_text(encoding="utf-8").splitlines():
             try:
                 record = json.loads(line)
             except ValueError:
@@ -136,14 +142,21 @@ class RunFolder:
             if record["step"] <= step:
                 kept.append(line + "\n")
         aside = self.log_file.with_suffix(".part")
-        aside.write_text("".join(kept))
+        aside.write_text("".join(kept), encoding="utf-8")
         os.replace(aside, self.log_file)
 
     def write_bad_files(self, bad: dict[str, str]) -> None:
         """List unreadable images, one a line: name, tab, reason."""
         if bad:
             lines = [f"{name}\t{reason}\n" for name, reason in sorted(bad.items())]
-            self.bad_files.write_text("".join(lines))
+            try:
+                self.bad_files.write_text("".join(lines), encoding="utf-8")
+            except OSError as error:
+                raise ValueError(f"cannot write {self.bad_files} ({_reason(error)})") from error
+
+
+def _reason(error: OSError) -> str:
+    return (error.strerror or "error").lower()
 
 
 def first_difference(old: RunConfig, new: RunConfig) -> str | None:

@@ -39,7 +39,7 @@ from unmask.report import (
     similarity_sheet,
 )
 from unmask.run_folder import RunFolder
-from unmask.training.checkpoint import CheckpointError, load_module_tensors
+from unmask.training.checkpoint import load_module_tensors
 from unmask.views import Views, denormalise
 
 SHOWN = 6
@@ -50,7 +50,10 @@ QUERIES = 4
 
 
 def write_report(folder: RunFolder) -> Path:
-    """Write `report.html` of a run, finished or not; returns its path. ValueError where the folder holds no run."""
+    """Write `report.html` of a run, finished or not; returns its path.
+
+    ValueError where the folder holds no run or cannot be written.
+    """
     config = folder.config()
     records = read_log(folder.log_file) if folder.log_file.exists() else []
     step, _ = folder.last_step()
@@ -71,11 +74,14 @@ def write_report(folder: RunFolder) -> Path:
         figures=figures,
         tables=(evaluation_table(records), health_table(records)),
         config=json.loads(folder.config_file.read_text()),
-        bad_files=folder.bad_files.read_text().splitlines() if folder.bad_files.exists() else (),
+        bad_files=folder.bad_files.read_text(encoding="utf-8").splitlines() if folder.bad_files.exists() else (),
         versions={"unmask": __version__, "python": platform.python_version()}
         | {name: version(name) for name in ("torch", "torchvision", "timm")},
     )
-    folder.report_file.write_text(render_page(page))
+    try:
+        folder.report_file.write_text(render_page(page), encoding="utf-8", errors="backslashreplace")
+    except OSError as error:
+        raise ValueError(f"cannot write {folder.report_file} ({(error.strerror or 'error').lower()})") from error
     return folder.report_file
 
 
@@ -102,21 +108,22 @@ def _verdict(scores: tuple[Accuracy, ...]) -> str:
 def _figures(config: RunConfig, folder: RunFolder, method: Method) -> tuple[list[Figure], list[str]]:
     """Pictures of what the method has learnt, or a sentence why there are none."""
     try:
-        source = open_source(config.data)
         checkpoint, _ = folder.newest_checkpoint(torch.device("cpu"))
-    except (ValueError, CheckpointError) as error:
-        return [], [f"There are no pictures: {error}."]
-    start = exported_encoder(build_method(config), "random start").to(torch.device("cpu"))
-    if checkpoint is not None:
+        if checkpoint is None:
+            return [], ["There are no pictures: the run has no checkpoint."]
+        source = open_source(config.data)
         load_module_tensors(method, checkpoint.tensors)
-    method.eval()
-    trained = exported_encoder(method, str(folder.path)).to(torch.device("cpu"))
-    views = _views(config, method, source)
-    return [
-        *_method_figures(method, views),
-        _attention_figure(method, trained, start, views),
-        _neighbour_figure(trained, start, source, workers=config.training.workers),
-    ], []
+        method.eval()
+        start = exported_encoder(build_method(config), "random start").to(torch.device("cpu"))
+        trained = exported_encoder(method, str(folder.path)).to(torch.device("cpu"))
+        views = _views(config, method, source)
+        return [
+            *_method_figures(method, views),
+            _attention_figure(method, trained, start, views),
+            _neighbour_figure(trained, start, source, workers=config.training.workers),
+        ], []
+    except ValueError as error:
+        return [], [f"There are no pictures: {error}."]
 
 
 def _views(config: RunConfig, method: Method, source: Source) -> Views:

@@ -35,9 +35,14 @@ class Evaluate:
         tyro.conf.Positional[Literal["knn", "linear"]],
         Doc("knn: weighted nearest neighbours. linear: a linear probe."),
     ]
-    run: Annotated[tyro.conf.Positional[str], Doc("A run folder, an encoder.safetensors, or timm:NAME.")]
+    run: Annotated[
+        tyro.conf.Positional[str],
+        tyro.conf.arg(metavar="RUN"),
+        Doc("A run folder, an encoder.safetensors, or timm:NAME."),
+    ]
     data: Annotated[
         tyro.conf.Positional[str],
+        tyro.conf.arg(metavar="DATA"),
         Doc("Labelled images: one folder a class, under train/ and val/ or not; builtin:NAME."),
     ]
     full: Annotated[
@@ -129,6 +134,7 @@ def _print(command: Evaluate, scores: dict[Network, Evaluation], *, train: int) 
         f"{trained.protocol} of {command.run} on {command.data}: {train} training images, "
         f"{trained.score.n} test images",
         highlight=False,
+        markup=False,
     )
     console.print(table)
     for network in ("random", "pixels"):

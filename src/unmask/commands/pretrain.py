@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 
 import tyro
 from rich.console import Console
+from rich.markup import escape
 from typing_extensions import Doc
 
 from unmask.commands.parse import parse
@@ -33,6 +34,7 @@ class Pretrain:
 
     data: Annotated[
         tyro.conf.Positional[str],
+        tyro.conf.arg(metavar="DATA"),
         Doc("A folder of images (any nesting), a .txt list, a .tar, builtin:emoji or builtin:fashion-mnist."),
     ]
     out: Annotated[Path | None, Doc("Run folder. Default: runs/METHOD-DATA.")] = None
@@ -69,7 +71,7 @@ def run(arguments: Sequence[str]) -> int:
     try:
         outcome = pretrain(config, folder, console)
     except NonFiniteLoss as error:
-        console.print(f"unmask: {error}", style="red", highlight=False)
+        Console(stderr=True, soft_wrap=True).print(f"unmask: {error}", style="red", highlight=False, markup=False)
         return 1
     if outcome.kind == "stopped":
         console.print(
@@ -78,7 +80,7 @@ def run(arguments: Sequence[str]) -> int:
         )
         return STOPPED
     page = write_report(folder)
-    console.print(f"encoder: {folder.encoder_file}\nreport:  {page}", highlight=False)
+    console.print(f"encoder: {folder.encoder_file}\nreport:  {page}", highlight=False, markup=False)
     return 0
 
 
@@ -188,4 +190,4 @@ def describe(config: RunConfig, folder: RunFolder, notes: list[str], console: Co
         "out": str(folder.path),
     }
     for name, value in rows.items():
-        console.print(f"[bold]{name:<13}[/bold] {value}", highlight=False)
+        console.print(f"[bold]{name:<13}[/bold] {escape(value)}", highlight=False)

@@ -20,12 +20,12 @@ from unmask.run_report import write_report
 class Report:
     """Write one self-contained HTML page about a run: curves, pictures, health, configuration."""
 
-    run: Annotated[tyro.conf.Positional[Path], Doc("A run folder, finished or not.")]
+    run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN"), Doc("A run folder, finished or not.")]
 
 
 def run(arguments: Sequence[str]) -> int:
     """The exit code of `unmask report`."""
     command = parse(Report, arguments, command="report")
     page = write_report(RunFolder(command.run))
-    Console(soft_wrap=True).print(str(page), highlight=False)
+    Console(soft_wrap=True).print(str(page), highlight=False, markup=False)
     return 0

@@ -22,7 +22,7 @@ from unmask.methods import find_method
 class Show:
     """Show a method: its idea, where code and paper differ, and every knob."""
 
-    method: Annotated[tyro.conf.Positional[str], Doc("A method of `unmask methods`.")]
+    method: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="METHOD"), Doc("A method of `unmask methods`.")]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ class Verify:
 
     folder: Annotated[
         tyro.conf.Positional[Path | None],
+        tyro.conf.arg(metavar="DIR"),
         Doc("Folder of cases (NAME.json with NAME.safetensors). Default: tests/golden of this checkout."),
     ] = None
     json: Annotated[bool, Doc("Print JSON instead of a table.")] = False
@@ -44,11 +46,19 @@ def run(arguments: Sequence[str]) -> int:
             console.print(f"[dim]{case.stem}[/dim]", end="\r")
         verdicts.append(verify(case))
     if command.json:
-        json.dump({"cases": [verdict.as_dict() for verdict in verdicts]}, sys.stdout, indent=2)
+        json.dump({"cases": [_row(verdict) for verdict in verdicts]}, sys.stdout, indent=2, allow_nan=False)
         sys.stdout.write("\n")
     else:
         Console(soft_wrap=True).print(_table(verdicts))
     return 0 if all(verdict.agrees for verdict in verdicts) else 1
+
+
+def _row(verdict: Verdict) -> dict[str, object]:
+    """A verdict as JSON has it: without infinity, which stands for a difference that is not a number."""
+    return {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in verdict.as_dict().items()
+    }
 
 
 def _table(verdicts: list[Verdict]) -> Table:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from typing import Annotated, Any, Literal, cast
 
 import timm
@@ -88,10 +88,8 @@ def timm_arguments(config: EncoderConfig) -> tuple[str, dict[str, Any]]:
     # Only names in timm's own list: create_model would also look on the network for others ("hf-hub:...").
     if not timm.is_model(name):
         raise ValueError(_unknown(name))
-    # The size is read from a model without memory: timm keeps no table of it.
     try:
-        with torch.device("meta"):
-            model: Any = timm.create_model(name, pretrained=False, num_classes=0)
+        model = _blank(name)
     except RuntimeError as error:
         raise ValueError(_unknown(name)) from error
     # Exact types: a distilled DeiT derives from VisionTransformer and has a second class token of its own.
@@ -167,6 +165,13 @@ def timm_arguments(config: EncoderConfig) -> tuple[str, dict[str, Any]]:
             raise ValueError(f"{name!r} keeps its layer scale as it is; give it another value than 0")
         arguments["init_values"] = config.layer_scale
     return name, arguments
+
+
+@cache
+def _blank(name: str) -> Any:
+    """timm's model without memory for its weights, to read sizes from: timm keeps no table of them."""
+    with torch.device("meta"):
+        return timm.create_model(name, pretrained=False, num_classes=0)
 
 
 def _unknown(name: str) -> str:

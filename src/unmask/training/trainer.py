@@ -5,6 +5,7 @@ The loop itself is in `unmask.pretrain`; this is what it does with a batch: forw
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -62,15 +63,17 @@ class TrainingConfig(TrainingOptions):
             "checkpoint_every": self.checkpoint_every,
         }
         for name, value in positive.items():
-            if value <= 0:
-                raise ValueError(f"{name} must be above 0, got {value}")
+            if not 0 < value < math.inf:
+                raise ValueError(f"{name} must be a number above 0, got {value}")
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(f"seed must be a whole number from 0 to 2^63 - 1, got {self.seed}")
         for name, value in {"workers": self.workers, "keep_every": self.keep_every}.items():
             if value < 0:
                 raise ValueError(f"{name} must be 0 or more, got {value}")
         if self.batch_size % self.accumulate:
             raise ValueError(f"a batch of {self.batch_size} cannot be cut into {self.accumulate} equal parts")
-        if self.evaluate_every < 0:
-            raise ValueError(f"evaluate_every must be 0 or more, got {self.evaluate_every}")
+        if not 0 <= self.evaluate_every < math.inf:
+            raise ValueError(f"evaluate_every must be a number of 0 or more, got {self.evaluate_every}")
         if not 0 < self.max_bad_share <= 1:
             raise ValueError(f"max_bad_share must lie in (0, 1], got {self.max_bad_share}")
 
