@@ -22,8 +22,8 @@ $(STAMP): pyproject.toml requirements.lock
 
 demo: $(STAMP)
 	$(BIN)/unmask pretrain --recipe demo --out runs/demo
-	$(BIN)/unmask evaluate knn runs/demo builtin:emoji
-	$(BIN)/unmask evaluate linear runs/demo builtin:emoji
+	$(BIN)/unmask evaluate knn runs/demo builtin:fashion-mnist
+	$(BIN)/unmask evaluate linear runs/demo builtin:fashion-mnist
 	$(BIN)/unmask report runs/demo
 
 # One thread a worker: two workers fill two cores, and small tensors gain nothing from more threads.

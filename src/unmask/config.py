@@ -7,7 +7,7 @@ import difflib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
 import cattrs
 from cattrs.errors import ClassValidationError, ForbiddenExtraKeysError
@@ -60,8 +60,10 @@ def load_config(path: Path) -> RunConfig:
     if name not in METHODS:
         # A configuration file must not make us import code; --method module:Class on the command line may.
         raise ValueError(f"{path} names method {name!r}, which is not one of {', '.join(METHODS)}")
+    if not isinstance(values["data"], str):
+        raise ValueError(f"{path}: data must be text, got {values['data']!r}")
     return RunConfig(
-        data=str(values["data"]),
+        data=values["data"],
         method=name,
         settings=structure(values["settings"], find_method(name).Config, "settings"),
         training=structure(values["training"], TrainingConfig, "training"),
@@ -73,16 +75,24 @@ def structure(values: dict[str, Any], cls: type[T], where: str) -> T:
     converter = cattrs.Converter(forbid_extra_keys=True)
 
     def strict(kind: type) -> Any:
-        return make_dict_structure_fn(kind, converter, _cattrs_forbid_extra_keys=True)
+        from_fields = make_dict_structure_fn(kind, converter, _cattrs_forbid_extra_keys=True)
+
+        def from_object(value: Any, _: Any) -> Any:
+            if not isinstance(value, dict):
+                raise ValueError(f"expected an object with the fields of {kind.__name__}, got {value!r}")
+            return from_fields(value, kind)
+
+        return from_object
 
     converter.register_structure_hook_factory(dataclasses.is_dataclass, strict)
     converter.register_structure_hook(float, _number)
     converter.register_structure_hook(int, _whole)
     converter.register_structure_hook(bool, _truth)
     converter.register_structure_hook(str, _text)
+    converter.register_structure_hook_func(lambda kind: get_origin(kind) is Literal, _choice)
     try:
         return converter.structure(values, cls)
-    except ClassValidationError as error:
+    except (ClassValidationError, ValueError) as error:
         raise ValueError(_sentence(error, where)) from error
 
 
@@ -110,6 +120,12 @@ def _text(value: Any, _: Any) -> str:
     return value
 
 
+def _choice(value: Any, kind: Any) -> Any:
+    if value not in get_args(kind):
+        raise ValueError(f"expected one of {', '.join(map(str, get_args(kind)))}, got {value!r}")
+    return value
+
+
 def _sentence(error: BaseException, where: str) -> str:
     """The first trouble in a tree of errors, in one sentence."""
     if isinstance(error, ForbiddenExtraKeysError):
@@ -123,5 +139,8 @@ def _sentence(error: BaseException, where: str) -> str:
         note = next((note for note in getattr(inner, "__notes__", []) if hasattr(note, "name")), None)
         return _sentence(inner, f"{where}.{note.name}" if note is not None else where)
     if isinstance(error, KeyError):
-        return f"{where}: {error} is missing"
+        return f"{where} is missing"
+    if isinstance(error, TypeError):
+        # cattrs asks a tuple's value for its length or its items.
+        return f"{where}: expected a list"
     return f"{where}: {error}"

@@ -41,6 +41,20 @@ class OptimizerConfig:
     min_lr: Annotated[float, Doc("Absolute learning rate at the end of the cosine.")] = 0.0
     clip: Annotated[float | None, Doc("Clip the gradient's total L2 norm to this; None: no clipping.")] = None
 
+    def __post_init__(self) -> None:
+        at_least_zero = {
+            "lr": self.lr,
+            "min_lr": self.min_lr,
+            "weight_decay": self.weight_decay,
+            "warmup_epochs": self.warmup_epochs,
+        }
+        for name, value in at_least_zero.items():
+            if value < 0:
+                raise ValueError(f"{name} must be 0 or more, got {value}")
+        for name, limit in {"lr_batch": self.lr_batch, "clip": self.clip}.items():
+            if limit is not None and limit <= 0:
+                raise ValueError(f"{name} must be above 0, got {limit}")
+
     def peak(self, batch_size: int) -> float:
         """Peak learning rate for a global batch of `batch_size` images."""
         return self.lr if self.lr_batch is None else self.lr * batch_size / self.lr_batch

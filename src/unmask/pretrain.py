@@ -38,7 +38,7 @@ from unmask.training.checkpoint import (
     write_atomically,
 )
 from unmask.training.signals import StopRequest
-from unmask.training.trainer import Trainer, choose_device
+from unmask.training.trainer import NonFiniteLoss, Trainer, choose_device
 from unmask.views import Views
 
 PROBE_IMAGES = 256
@@ -78,7 +78,7 @@ def pretrain(config: RunConfig, folder: RunFolder, console: Console) -> Outcome:
             f"a batch of {training.batch_size} is larger than the data: {config.data} has {len(source)} images"
         )
     with StopRequest() as stop:
-        first_readable(source)
+        first_readable(source, channels=config.settings.encoder.channels)
         method = build_method(config)
         # A mask that the grid of patches cannot have is refused before anything is written.
         masked_count(config.settings.mask, method.exported().grid)
@@ -177,7 +177,9 @@ class _Run:
     def _resume(self) -> None:
         checkpoint, troubles = self.folder.newest_checkpoint(self.trainer.device)
         for sentence in troubles:
-            self.console.print(f"warning: {sentence}; going back to the checkpoint before it", highlight=False, markup=False)
+            self.console.print(
+                f"warning: {sentence}; going back to the checkpoint before it", highlight=False, markup=False
+            )
         if checkpoint is None:
             self.folder.forget_after(-1)
             return
@@ -234,7 +236,14 @@ class _Run:
 
     def _check_health(self, views: Views, say: Callable[[str], None]) -> None:
         assert views.target is not None
-        health = probe(self.trainer.method.exported(), views.online, views.target)
+        try:
+            health = probe(self.trainer.method.exported(), views.online, views.target)
+        except ValueError as error:
+            # Weights can leave the finite numbers in a step whose loss and gradient are still finite.
+            raise NonFiniteLoss(
+                f"after step {self.trainer.step} {error}; what was saved before is intact: try a lower --lr, clipping, "
+                "or --precision fp32"
+            ) from error
         if self.start_health is None:
             self.start_health = health
         warnings = diagnose(health, self.start_health)

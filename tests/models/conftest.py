@@ -56,7 +56,7 @@ def build() -> Callable[[EncoderConfig], Encoder]:
     return small_encoder
 
 
-@pytest.fixture(params=FAMILIES.values(), ids=FAMILIES.keys())
+@pytest.fixture(params=list(FAMILIES.values()), ids=list(FAMILIES))
 def family(request: pytest.FixtureRequest) -> EncoderConfig:
     """Every family of timm ViTs in turn."""
     config = request.param

@@ -25,14 +25,15 @@ def _timm_tokens(encoder: Encoder, images_BCHW: Tensor, hidden_BN: Tensor | None
         return cast(Tensor, vit.forward_features(images_BCHW))
     prefix_BP = hidden_BN.new_zeros(len(hidden_BN), encoder.prefix)
     hidden_B11L = torch.cat([prefix_BP, hidden_BN], dim=1)[:, None, None, :]
-    if not isinstance(vit, Beit):
+    adds_bias = isinstance(vit, Beit)
+    if not adds_bias:
         return cast(Tensor, vit.forward_features(images_BCHW, attn_mask=~hidden_B11L))
     tokens = torch.cat([vit.cls_token.expand(len(images_BCHW), -1, -1), vit.patch_embed(images_BCHW)], dim=1)
     if vit.pos_embed is not None:
         tokens = tokens + vit.pos_embed
     bias = torch.zeros(hidden_B11L.shape).masked_fill(hidden_B11L, -torch.inf)
     if vit.rel_pos_bias is not None:
-        bias = bias + cast(Any, vit.rel_pos_bias)()
+        bias = bias + vit.rel_pos_bias()
     for block in vit.blocks:
         tokens = block(tokens, shared_rel_pos_bias=bias)
     return cast(Tensor, vit.norm(tokens))
@@ -57,7 +58,7 @@ def test_dropping_patches_is_attending_to_visible_ones_alone(
     build: Build, family: EncoderConfig, images: Tensor, mask: Tensor
 ) -> None:
     encoder = build(family)
-    if isinstance(encoder.vit, Beit) and encoder.vit.rel_pos_bias is None and family.position == "native":
+    if family.name.startswith("beit") and family.position == "native":
         sentence = "^patches cannot be dropped where every block has its own relative positions$"
         with pytest.raises(ValueError, match=sentence):
             encoder(images, drop_BN=mask)
@@ -104,19 +105,23 @@ def test_mask_tokens_get_the_position_of_what_they_hide(build: Build, tiny: Enco
 
 def test_mask_tokens_take_a_gradient_only_where_they_stand(build: Build, tiny: EncoderConfig, images: Tensor) -> None:
     encoder = build(tiny)
-    encoder(images).pow(2).sum().backward()
-    assert encoder.mask_token is not None
-    assert encoder.mask_token.grad is None
-    encoder(images, replace_BN=torch.ones(3, 20, dtype=torch.bool)).pow(2).sum().backward()
-    assert encoder.mask_token.grad is not None
-    assert encoder.vit.patch_embed.proj.weight.grad is not None
+    none = torch.zeros(3, 20, dtype=torch.bool)
+    projection = encoder.vit.patch_embed.proj.weight
+    for mask_BN, to_token, to_patches in ((none, False, True), (~none, True, False)):
+        encoder.zero_grad(set_to_none=True)
+        encoder.patches(encoder(images, replace_BN=mask_BN)).cos().sum().backward()
+        assert encoder.mask_token is not None
+        assert encoder.mask_token.grad is not None
+        assert bool(encoder.mask_token.grad.any()) is to_token
+        assert bool(projection.grad.any()) is to_patches
 
 
 @torch.no_grad()
 def test_learnt_positions_follow_images_of_another_size(build: Build, tiny: EncoderConfig) -> None:
     encoder = build(tiny)
     images = torch.randn(2, 3, 48, 32, generator=torch.Generator().manual_seed(3))
-    flexible = timm.create_model(timm_arguments(tiny)[0], **timm_arguments(tiny)[1], dynamic_img_size=True).eval()
+    name, arguments = timm_arguments(tiny)
+    flexible: Any = timm.create_model(name, **arguments, dynamic_img_size=True).eval()
     flexible.load_state_dict(encoder.vit.state_dict())
     torch.testing.assert_close(encoder(images), flexible.forward_features(images), rtol=1e-5, atol=1e-5)
 
@@ -343,6 +348,19 @@ def test_sizes_that_do_not_fit_are_refused(tiny: EncoderConfig, images: Tensor) 
         ValueError, match=r"^this encoder was built without a mask token; build it with mask_token=True$"
     ):
         encoder(images, replace_BN=torch.zeros(3, 20, dtype=torch.bool))
+
+
+@pytest.mark.parametrize("field", ["patch_size", "channels", "width", "depth", "heads"])
+def test_sizes_below_one_are_refused(tiny: EncoderConfig, field: str) -> None:
+    what = field.replace("_", " ")
+    with pytest.raises(ValueError, match=rf"^encoder {what} must be at least 1, got 0$"):
+        replace(tiny, **cast(Any, {field: 0}))
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.0])
+def test_shares_of_dropped_paths_are_shares(tiny: EncoderConfig, share: float) -> None:
+    with pytest.raises(ValueError, match=rf"^drop path must lie in \[0, 1\), got {share}$"):
+        replace(tiny, drop_path=share)
 
 
 def test_sizes_that_timm_cannot_build_are_refused() -> None:

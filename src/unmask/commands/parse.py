@@ -7,12 +7,19 @@ import difflib
 import io
 import re
 from collections.abc import Sequence
+from itertools import dropwhile, takewhile
 from typing import TypeVar
 
 import tyro
 
 T = TypeVar("T")
-_FRAME = "─╭╮╰╯│ "
+_KINDS = {
+    "INT": "a whole number",
+    "FLOAT": "a number",
+    "FLOAT FLOAT": "two numbers",
+    "{[INT [INT ...]]}": "whole numbers",
+    "[FLOAT [FLOAT ...]]": "numbers",
+}
 
 
 def parse(cls: type[T], arguments: Sequence[str], *, command: str, default: T | None = None) -> T:
@@ -55,15 +62,40 @@ def _options(cls: type[T], command: str, default: T | None) -> list[str]:
 
 
 def _sentence(said: str, command: str) -> str:
-    """The first statement of tyro's framed message, on one line."""
-    words: list[str] = []
-    for line in said.splitlines():
-        text = line.strip(_FRAME)
-        if text.endswith("error") or text.startswith(("Required options", "Parsing error", "Value error")):
-            continue
-        if not text and words:
-            break
-        if text:
-            words.append(text)
-    sentence = " ".join(words).removesuffix("(required)").strip()
-    return f"{sentence or 'the command line makes no sense'}; see unmask {command} --help"
+    """tyro's framed message in one sentence of ours."""
+    # Below the title, up to the next rule or empty line. Frames are drawn with letters or with plain ASCII.
+    lines = [line.strip("│").rstrip() for line in said.splitlines()[1:]]
+    inside = list(takewhile(lambda line: not _is_rule(line), dropwhile(_is_rule, lines)))
+    text = " ".join(line.strip() for line in inside)
+    if text.startswith("Missing from"):
+        margin = _margin(inside[0])
+        names = [line.strip() for line in inside if _margin(line) == margin + 4]
+        wanted = names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+        statement = f"unmask {command} needs {wanted}, before the options"
+    elif (match := re.match(r"Error parsing (--\S+): (.*)", text)) and (given := re.findall("'([^']*)'", match[2])):
+        statement = f"{match[1]} takes {_kind(match[1], lines)}, not {' '.join(given)!r}"
+    elif match := re.match(r"Error parsing \S+: (.*)", text):
+        # What a configuration says of itself.
+        statement = match[1]
+    elif match := re.match(r"invalid choice '(.*)' for argument '(.*)'\. Expected one of \((.*?),?\)", text):
+        statement = f"{match[2]} cannot be {match[1]!r}; choose one of {match[3].replace(chr(39), '')}"
+    elif match := re.match(r"Missing value for argument '(.*)'\. Expected (\d+) values", text):
+        statement = f"{match[1]} needs {'a value' if match[2] == '1' else f'{match[2]} values'}"
+    else:
+        statement = text or "the command line makes no sense"
+    return f"{statement}; see unmask {command} --help"
+
+
+def _is_rule(line: str) -> bool:
+    return not line.strip("─-╭╮╰╯ ")
+
+
+def _margin(line: str) -> int:
+    return len(line) - len(line.lstrip())
+
+
+def _kind(option: str, lines: list[str]) -> str:
+    """What values an option takes, in words, from its line of the help text."""
+    kinds = (line.strip().removeprefix(f"{option} ") for line in lines if line.strip().startswith(f"{option} "))
+    kind = next(kinds, "another value").replace("{None}|", "")
+    return _KINDS.get(kind, kind)

@@ -16,6 +16,7 @@ from typing_extensions import Doc
 from unmask.commands.parse import parse
 from unmask.config import RunConfig, load_config
 from unmask.data.sources import Source, open_source
+from unmask.data.statistics import first_readable
 from unmask.defaults import Wishes, default_batch, default_workers, fit_settings
 from unmask.methods import find_method
 from unmask.methods.base import MethodConfig
@@ -127,6 +128,8 @@ def _defaults(arguments: Sequence[str], base: RunConfig | None) -> Pretrain:
 def resolve(command: Pretrain, base: RunConfig | None) -> tuple[RunConfig, list[str]]:
     """The full configuration of a run, and a sentence for everything that was chosen for the data."""
     source = open_source(command.data)
+    channels = command.settings.encoder.channels if command.channels is None else command.channels
+    first_readable(source, channels=channels)
     settings, notes = _settings(command, source, fit_to_data=base is None)
     batch = command.batch_size
     if batch is None:

@@ -11,7 +11,6 @@ from typing import Annotated, Any, get_args, get_type_hints
 import tyro
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 from typing_extensions import Doc
 
 from unmask.commands.parse import parse
@@ -40,16 +39,17 @@ def run(arguments: Sequence[str]) -> int:
     """The exit code of `unmask show`."""
     command = parse(Show, arguments, command="show")
     method = find_method(command.method)
-    console = Console(soft_wrap=False)
+    console = Console(soft_wrap=True)
     console.print(f"[bold]{method.info.title}[/bold]  {method.info.paper}", highlight=False)
     module = __import__(method.__module__, fromlist=["__doc__"])
     console.print(escape((module.__doc__ or "").strip()), highlight=False)
-    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    for header in ("option", "type", "default", "meaning", "source"):
-        table.add_column(header, overflow="fold")
+    # Lines and no table: a column too narrow would cut options in two, for people and for grep.
     for knob in knobs(method.Config()):
-        table.add_row(f"--method.{knob.name}", *map(escape, (knob.type, knob.default, knob.meaning, knob.source)))
-    console.print(table)
+        console.print(
+            f"\n[bold]--method.{knob.name}[/bold]  {escape(knob.type)} = {escape(knob.default)}", highlight=False
+        )
+        source = f" [{knob.source}]" if knob.source else ""
+        console.print(f"    {escape(knob.meaning + source)}", highlight=False)
     return 0
 
 

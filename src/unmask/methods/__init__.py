@@ -37,7 +37,7 @@ def _import_method(name: str) -> type[Method]:
     module_name, _, class_name = name.partition(":")
     try:
         found = vars(importlib.import_module(module_name)).get(class_name)
-    except ImportError as error:
+    except (ImportError, TypeError, ValueError) as error:
         raise ValueError(f"cannot import {module_name!r} for method {name!r}: {error}") from error
     if not (isinstance(found, type) and issubclass(found, Method)):
         raise ValueError(f"{name!r} is not a class derived from unmask.Method")

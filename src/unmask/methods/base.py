@@ -141,6 +141,9 @@ def one_crop(encoder: Encoder, config: MethodConfig) -> tuple[CropConfig, ...]:
 def shared_views(batch: Batch, encoder: Encoder, config: MethodConfig, colour: ColourConfig | None) -> Views:
     """Views of one geometry: flipped crops for the online network, the same ones coloured for the target, and masks."""
     images_BCHW = only_crop(batch)
+    (height, width), (H, W) = encoder.image_size, images_BCHW.shape[2:]
+    if (height, width) != (H, W):
+        raise ValueError(f"this method was built for images of {height}x{width} pixels, got {H}x{W}")
     host, device = generators(batch.seed, images_BCHW.device)
     online, target = shared_crop_views(images_BCHW, colour=colour, mean=config.mean, std=config.std, generator=host)
     mask_BN = sample_mask(config.mask, len(images_BCHW), encoder.grid, generator=device, device=images_BCHW.device)

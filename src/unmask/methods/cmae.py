@@ -13,6 +13,8 @@ Where the authors' code differs from the paper (the code is the default here):
 - the shift is 0 to 31 pixels, both included (`max_shift=30` for the paper's half-open range);
 - the feature decoder sees mask tokens and its outputs at all positions, hidden and visible, are averaged;
 - batch norm is synchronised over ranks, has epsilon 1e-6, and its weights are decayed.
+Their sin-cos positions hold rows in the first half, MAE's (used here) columns: the same up to the order of a token's
+dimensions, which a new network does not know. Their weights bring their own positions.
 The authors' pipeline feeds channels as BGR with statistics of RGB; that matters only when their weights are loaded.
 This is not the other method called CMAE (arXiv 2205.10546).
 """
@@ -82,6 +84,13 @@ class CMAEConfig(MethodConfig):
     optimizer: Annotated[OptimizerConfig, Doc("1.5e-4 per 256 images, 40 epochs of warm-up. [code]")] = OptimizerConfig(
         lr=1.5e-4, lr_batch=256, betas=(0.9, 0.95), warmup_epochs=40, warmup_start=1e-4
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.temperature <= 0:
+            raise ValueError(f"temperature must be above 0, got {self.temperature}")
+        if self.max_shift < 0:
+            raise ValueError(f"max_shift must be 0 or more, got {self.max_shift}")
 
     def for_images(self, height: int, width: int) -> CMAEConfig:
         scaled = round(self.max_shift * min(height, width) / min(self.encoder.image_height, self.encoder.image_width))

@@ -88,6 +88,11 @@ class ConMIMConfig(MethodConfig):
         OptimizerConfig(lr=5e-4, lr_batch=None, betas=(0.9, 0.98), warmup_epochs=5, min_lr=1e-5)
     )
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.temperature <= 0:
+            raise ValueError(f"temperature must be above 0, got {self.temperature}")
+
 
 class ConMIM(Method):
     """A masked patch must find its own target feature among all N patches of its image (Yi et al. 2023)."""

@@ -30,6 +30,9 @@ class DecoderConfig:
     mlp_ratio: Annotated[float, Doc("Hidden width of a block's MLP by its width.")] = 4.0
 
     def __post_init__(self) -> None:
+        for name, value in (("width", self.width), ("heads", self.heads)):
+            if value < 1:
+                raise ValueError(f"decoder {name} must be at least 1, got {value}")
         if self.width % self.heads:
             raise ValueError(f"decoder width {self.width} is not divisible by its {self.heads} heads")
 

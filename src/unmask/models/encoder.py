@@ -70,6 +70,20 @@ class EncoderConfig:
         bool, Doc("Recompute activations in the backward pass: less memory, about a third more time.")
     ] = False
 
+    def __post_init__(self) -> None:
+        sizes = {
+            "patch size": self.patch_size,
+            "channels": self.channels,
+            "width": self.width,
+            "depth": self.depth,
+            "heads": self.heads,
+        }
+        for what, value in sizes.items():
+            if value is not None and value < 1:
+                raise ValueError(f"encoder {what} must be at least 1, got {value}")
+        if not 0 <= self.drop_path < 1:
+            raise ValueError(f"drop path must lie in [0, 1), got {self.drop_path}")
+
     def __str__(self) -> str:
         """In words, for people: name, what was changed in it, image and patch."""
         changes = [
@@ -123,6 +137,7 @@ def timm_arguments(config: EncoderConfig) -> tuple[str, dict[str, Any]]:
             raise ValueError(f"{name!r} has rotary positions; position 'relative' needs a vit_* or beit* name")
         name = "beit_base_patch16_224"
         first = model.blocks[0]
+        mlp_ratio = first.mlp.fc1.out_features / model.embed_dim
         if not isinstance(first, Block):
             raise ValueError(
                 f"{config.name!r} has blocks of its own kind; position 'relative' needs a plain vit_* name"
@@ -131,7 +146,7 @@ def timm_arguments(config: EncoderConfig) -> tuple[str, dict[str, Any]]:
             "embed_dim": model.embed_dim,
             "depth": len(model.blocks),
             "num_heads": first.attn.num_heads,
-            "mlp_ratio": first.mlp.fc1.out_features / model.embed_dim,
+            "mlp_ratio": mlp_ratio,
             # 0 and not None: timm drops None and would take the name's own value.
             "init_values": first.ls1.init_values if isinstance(first.ls1, LayerScale) else 0.0,
         }

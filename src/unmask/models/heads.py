@@ -27,6 +27,11 @@ class MLPHeadConfig:
         bool, Doc("Whether batch statistics are taken over all ranks (SyncBN) or over each rank alone.")
     ] = False
 
+    def __post_init__(self) -> None:
+        for name, value in (("hidden", self.hidden), ("out", self.out), ("layers", self.layers)):
+            if value < 1:
+                raise ValueError(f"head {name} must be at least 1, got {value}")
+
 
 class MLPHead(nn.Module):
     """Linear, batch norm, ReLU, ..., linear; in train mode over all leading positions together."""

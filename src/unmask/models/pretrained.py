@@ -85,15 +85,24 @@ def read_encoder(path: Path) -> PretrainedEncoder:
         raise ValueError(f"{path} is not a readable safetensors file") from error
     if HEADER not in metadata:
         raise ValueError(f"{path} is not an encoder written by unmask (its header is missing)")
-    header = json.loads(metadata[HEADER])
-    if header.get("format") != FORMAT:
-        raise ValueError(f"{path} has encoder format {header.get('format')}, this version reads {FORMAT}")
-    encoder = Encoder(EncoderConfig(**header["encoder"]), mask_token=False)
+    try:
+        header = json.loads(metadata[HEADER])
+        written = header["format"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} has a damaged header") from error
+    if written != FORMAT:
+        raise ValueError(f"{path} has encoder format {written}, this version reads {FORMAT}")
+    try:
+        config = EncoderConfig(**header["encoder"])
+        mean, std = (tuple(float(value) for value in header[key]) for key in ("mean", "std"))
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} has a damaged header") from error
+    encoder = Encoder(config, mask_token=False)
     try:
         encoder.vit.load_state_dict(tensors)
     except RuntimeError as error:
         raise ValueError(f"{path} does not hold the encoder that its header describes") from error
-    return PretrainedEncoder(encoder=encoder, mean=tuple(header["mean"]), std=tuple(header["std"]), origin=str(path))
+    return PretrainedEncoder(encoder=encoder, mean=mean, std=std, origin=str(path))
 
 
 def timm_encoder(name: str) -> PretrainedEncoder:

@@ -79,7 +79,7 @@ class TrainingConfig(TrainingOptions):
 
 
 class NonFiniteLoss(RuntimeError):
-    """A loss or gradient is NaN or infinite; the step was not applied."""
+    """A loss, gradient or feature is NaN or infinite: the training broke down."""
 
 
 @dataclass(frozen=True)

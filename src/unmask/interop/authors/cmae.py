@@ -67,6 +67,7 @@ NAMES = (
 
 
 def build(case: Json) -> CMAE:
+    """The method of a case, with all its hyper-parameters."""
     mean, std = mean_and_std(case)
     head = MLPHeadConfig(
         hidden=case["projector_hidden"],

@@ -29,6 +29,7 @@ TARGET_NAMES = (
 
 
 def build(case: Json) -> ConMIM:
+    """The method of a case, with all its hyper-parameters."""
     mean, std = mean_and_std(case)
     return ConMIM(
         ConMIMConfig(

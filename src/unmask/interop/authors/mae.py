@@ -30,6 +30,7 @@ NAMES = (
 
 
 def build(case: Json) -> MAE:
+    """The method of a case, with all its hyper-parameters."""
     mean, std = mean_and_std(case)
     return MAE(
         MAEConfig(

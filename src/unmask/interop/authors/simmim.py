@@ -25,6 +25,7 @@ NAMES = (
 
 
 def build(case: Json) -> SimMIM:
+    """The method of a case, with all its hyper-parameters."""
     mean, std = mean_and_std(case)
     return SimMIM(
         SimMIMConfig(

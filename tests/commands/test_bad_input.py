@@ -1,0 +1,315 @@
+"""Whatever a user gets wrong is one sentence on stderr and exit code 2, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from safetensors.torch import save_file
+from torch import zeros
+
+from tiny_runs import draw_images, quick_options, tiny_config, tiny_options
+from unmask.cli import main
+from unmask.config import save_config
+from unmask.methods import METHODS
+from unmask.pretrain import pretrain
+from unmask.run_folder import RunFolder
+
+TINY = [*tiny_options("conmim"), *quick_options()]
+SEE = "; see unmask pretrain --help"
+
+
+@pytest.fixture(scope="module")
+def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with everything that the command lines below speak of."""
+    desk = tmp_path_factory.mktemp("desk")
+    draw_images(desk / "data")
+    draw_images(desk / "flat", classes=("",))
+    draw_images(desk / "one class", classes=("", "only"))
+    for path in sorted((desk / "one class").glob("*.png")):
+        path.unlink()
+    (desk / "empty").mkdir()
+    (desk / "words").mkdir()
+    (desk / "words" / "notes.txt").write_text("no image")
+    (desk / "broken").mkdir()
+    for number in range(9):
+        (desk / "broken" / f"{number}.jpg").write_bytes(b"no image")
+    (desk / "thesis").mkdir()
+    (desk / "thesis" / "thesis.tex").write_text("years of work")
+    save_file({"weight": zeros(2)}, desk / "foreign.safetensors")
+
+    config = tiny_config("mae", Path("data"))
+    save_config(config, desk / "good.json")
+    (desk / "half.json").write_text('{"format": 1')
+    values = config.as_dict()
+    odd = {**values, "settings": {**values["settings"], "crop_scal": [0.5, 1]}}
+    (desk / "odd.json").write_text(json.dumps(odd))
+    wrong = {**values, "training": {**values["training"], "epochs": "ten"}}
+    (desk / "wrong.json").write_text(json.dumps(wrong))
+
+    RunFolder(desk / "unfinished").claim(config)
+    finished = RunFolder(desk / "finished")
+    pretrain(tiny_config("mae", desk / "data"), finished, Console(quiet=True))
+    return desk
+
+
+CASES: dict[str, tuple[list[str], str]] = {
+    # What is not there, or not what it should be.
+    "missing folder": (["pretrain", "absent", *TINY], "absent does not exist"),
+    "empty folder": (
+        ["pretrain", "empty", *TINY],
+        "empty holds no image (no file ending in jpg, jpeg, png, webp, tif, tiff, bmp)",
+    ),
+    "folder without images": (
+        ["pretrain", "words", *TINY],
+        "words holds no image (no file ending in jpg, jpeg, png, webp, tif, tiff, bmp)",
+    ),
+    "folder without readable images": (
+        ["pretrain", "broken", *TINY],
+        "no readable image in broken, for example broken/8.jpg: it is not an image of a known format",
+    ),
+    "channels that image files do not have": (
+        ["pretrain", "data", *TINY, "--channels", "2"],
+        "no readable image in data, for example data/warm/015.png: an image file gives 1 or 3 channels, not 2",
+    ),
+    "a file that is no data": (
+        ["pretrain", "good.json"],
+        "good.json is neither a folder of images, nor a .txt list of image files, nor a .tar archive",
+    ),
+    "unknown built-in": (
+        ["pretrain", "builtin:emojis"],
+        "builtin:emojis is not built in: choose one of builtin:emoji, builtin:fashion-mnist",
+    ),
+    # Names.
+    "unknown command": (["pretrian", "data"], "unknown command 'pretrian'; did you mean 'pretrain'?"),
+    "unheard-of command": (["zzz"], "unknown command 'zzz'; see unmask --help"),
+    "unknown method": (["pretrain", "data", "--method", "conmm"], "unknown method 'conmm'; did you mean 'conmim'?"),
+    "unheard-of method": (
+        ["pretrain", "data", "--method=zzz"],
+        "unknown method 'zzz'; known are conmim, cmae, mae, simmim",
+    ),
+    "method that cannot be imported": (
+        ["pretrain", "data", "--method", "no_such_module:Mine"],
+        "cannot import 'no_such_module' for method 'no_such_module:Mine': No module named 'no_such_module'",
+    ),
+    "class that is no method": (
+        ["pretrain", "data", "--method", "pathlib:Path"],
+        "'pathlib:Path' is not a class derived from unmask.Method",
+    ),
+    "unknown option": (["pretrain", "data", "--epoch", "3"], "unknown option --epoch; did you mean --epochs?"),
+    "unknown option of the method": (
+        ["pretrain", "data", "--method.tempratur", "0.2"],
+        "unknown option --method.tempratur; did you mean --method.temperature?",
+    ),
+    "option of another method": (
+        ["pretrain", "data", "--method", "mae", "--method.temperature", "0.2"],
+        "unknown option --method.temperature; did you mean --method.",
+    ),
+    "unheard-of option": (["methods", "--zzz"], "unknown option --zzz; see unmask methods --help"),
+    "unknown recipe": (["pretrain", "--recipe", "dem"], "unknown recipe 'dem'; did you mean 'demo'?"),
+    "unknown encoder": (
+        ["pretrain", "data", *TINY, "--encoder", "vit_smal"],
+        "timm knows no model named 'vit_smal'; near names: ",
+    ),
+    "encoder that is no ViT": (
+        ["pretrain", "data", *TINY, "--encoder", "resnet18"],
+        "'resnet18' is not a plain ViT; use one of vit_*, deit*, beit*, eva02_* and their kin",
+    ),
+    "unknown device": (
+        ["pretrain", "data", *TINY, "--device", "gpu"],
+        "unknown device 'gpu'; use auto, cpu, cuda, cuda:1 or mps",
+    ),
+    "absent device": (
+        ["pretrain", "data", *TINY, "--device", "cuda:77"],
+        "device 'cuda:77' is not available on this machine",
+    ),
+    # Values.
+    "a word for a number": (["pretrain", "data", "--epochs", "ten"], f"--epochs takes a number, not 'ten'{SEE}"),
+    "a fraction for a count": (
+        ["pretrain", "data", "--batch-size", "8.5"],
+        f"--batch-size takes a whole number, not '8.5'{SEE}",
+    ),
+    "one word of two numbers": (
+        ["pretrain", "data", "--method.crop-scale", "0.5", "x"],
+        f"--method.crop-scale takes two numbers, not '0.5 x'{SEE}",
+    ),
+    "no value": (["pretrain", "data", "--epochs"], f"--epochs needs a value{SEE}"),
+    "one value of two": (
+        ["pretrain", "data", "--method.crop-scale", "0.5"],
+        f"--method.crop-scale needs 2 values{SEE}",
+    ),
+    "unknown choice": (
+        ["pretrain", "data", "--precision", "fp8"],
+        f"--precision cannot be 'fp8'; choose one of auto, fp32, bf16, fp16{SEE}",
+    ),
+    "missing DATA": (["pretrain"], f"unmask pretrain needs DATA, before the options{SEE}"),
+    "swallowed DATA": (
+        ["pretrain", "--image-size", "32", "data", "--epochs", "1"],
+        f"unmask pretrain needs DATA, before the options{SEE}",
+    ),
+    "something more": (["pretrain", "data", "more", *TINY], "unmask pretrain does not know what to do with 'more'"),
+    "mask ratio out of range": (
+        ["pretrain", "data", *TINY, "--method.mask.ratio", "1.5"],
+        f"mask ratio must lie strictly between 0 and 1, got 1.5{SEE}",
+    ),
+    "mask unit that does not divide the grid": (
+        ["pretrain", "data", *TINY, "--method.mask.unit", "3"],
+        "a grid of 4x4 patches does not divide into squares of 3x3 patches",
+    ),
+    "mask that would hide everything": (
+        ["pretrain", "data", *TINY, "--method.mask.ratio", "0.99"],
+        "a mask ratio of 0.99 would hide 4 of 4 squares of patches; at least one must be hidden and one visible",
+    ),
+    "image size that patches do not divide": (
+        ["pretrain", "data", *TINY, "--image-size", "36"],
+        "image height 36 is not divisible by the patch size 8",
+    ),
+    "three image sizes": (
+        ["pretrain", "data", *TINY, "--image-size", "32", "32", "32"],
+        "--image-size takes one number or two (height and width), got 3",
+    ),
+    "no patch": (["pretrain", "data", *TINY, "--patch-size", "0"], "the patch size must be at least 1 pixel, got 0"),
+    "batch larger than the data": (
+        ["pretrain", "data", *TINY, "--batch-size", "64"],
+        "a batch of 64 is larger than the data: data has 16 images",
+    ),
+    "batch in unequal parts": (
+        ["pretrain", "data", *TINY, "--accumulate", "3"],
+        "a batch of 8 cannot be cut into 3 equal parts",
+    ),
+    "endless training": (
+        ["pretrain", "data", *TINY, "--epochs", "inf"],
+        "epochs must be a number above 0, got inf",
+    ),
+    "no training": (["pretrain", "data", *TINY, "--epochs", "0"], "epochs must be a number above 0, got 0.0"),
+    "huge seed": (
+        ["pretrain", "data", *TINY, "--seed", "99999999999999999999"],
+        "seed must be a whole number from 0 to 2^63 - 1, got 99999999999999999999",
+    ),
+    # Where to write.
+    "folder of another run": (
+        ["pretrain", "data", *TINY, "--out", "finished"],
+        "finished holds another run (its data is ",
+    ),
+    "folder of other things": (
+        ["pretrain", "data", *TINY, "--out", "thesis"],
+        "thesis exists and is not a run folder; choose another --out",
+    ),
+    "a file for a folder": (
+        ["pretrain", "data", *TINY, "--out", "good.json"],
+        "good.json exists and is not a run folder; choose another --out",
+    ),
+    "a folder in a file": (
+        ["pretrain", "data", *TINY, "--out", "good.json/run"],
+        "cannot make the run folder good.json/run (not a directory)",
+    ),
+    # Configurations.
+    "missing configuration": (
+        ["pretrain", "--config", "absent.json"],
+        "cannot read configuration absent.json: no such file or directory",
+    ),
+    "configuration cut short": (["pretrain", "--config", "half.json"], "half.json is not valid JSON: "),
+    "configuration with an unknown key": (
+        ["pretrain", "--config", "odd.json"],
+        "settings: unknown key 'crop_scal'; did you mean 'crop_scale'?",
+    ),
+    "configuration with a wrong type": (
+        ["pretrain", "--config=wrong.json"],
+        "training.epochs: expected a number, got 'ten'",
+    ),
+    "configuration of another method": (
+        ["pretrain", "--config", "good.json", "--method", "conmim"],
+        "the configuration is of method 'mae', not 'conmim'",
+    ),
+    "configuration and recipe": (
+        ["pretrain", "--config", "good.json", "--recipe", "demo"],
+        "--config and --recipe exclude each other",
+    ),
+    # The other commands.
+    "evaluation without anything": (
+        ["evaluate"],
+        "unmask evaluate needs {knn,linear}, RUN and DATA, before the options; see unmask evaluate --help",
+    ),
+    "evaluation of what is not there": (
+        ["evaluate", "knn", "absent", "data"],
+        "there is no run folder or encoder file absent",
+    ),
+    "evaluation of an unfinished run": (
+        ["evaluate", "knn", "unfinished", "data"],
+        "unfinished holds no encoder.safetensors; is the run finished?",
+    ),
+    "evaluation of a foreign file": (
+        ["evaluate", "linear", "foreign.safetensors", "data"],
+        "foreign.safetensors is not an encoder written by unmask (its header is missing)",
+    ),
+    "evaluation of an image": (
+        ["evaluate", "knn", "data/cold/000.png", "data"],
+        "data/cold/000.png is not a readable safetensors file",
+    ),
+    "evaluation on images without labels": (
+        ["evaluate", "knn", "finished", "flat"],
+        "the training images of flat have no labels: put them into one folder a class",
+    ),
+    "evaluation on one class": (
+        ["evaluate", "knn", "finished", "one class"],
+        "one class has only one class, only: there is nothing to tell apart",
+    ),
+    "evaluation on nothing": (["evaluate", "knn", "finished", "absent"], "absent does not exist"),
+    "unknown evaluation": (
+        ["evaluate", "kmm", "finished", "data"],
+        "protocol cannot be 'kmm'; choose one of knn, linear; see unmask evaluate --help",
+    ),
+    "evaluation on an absent device": (
+        ["evaluate", "knn", "finished", "data", "--device", "cuda:77"],
+        "device 'cuda:77' is not available on this machine",
+    ),
+    "full kNN": (["evaluate", "knn", "finished", "data", "--full"], "--full belongs to the linear probe"),
+    "no neighbour": (
+        ["evaluate", "knn", "finished", "data", "--knn.k", "0"],
+        "kNN needs at least one neighbour, got k = 0; see unmask evaluate --help",
+    ),
+    "report of nothing": (["report"], "unmask report needs RUN, before the options; see unmask report --help"),
+    "report of what is not there": (["report", "absent"], "absent is not a run folder: it has no config.json"),
+    "report of another folder": (["report", "data"], "data is not a run folder: it has no config.json"),
+    "unknown method to show": (["show", "cmea"], "unknown method 'cmea'; did you mean 'cmae'?"),
+    "no method to show": (["show"], "unmask show needs METHOD, before the options; see unmask show --help"),
+    "too much for a list": (["methods", "mae"], "unmask methods does not know what to do with 'mae'"),
+    "cases that are not there": (["verify", "absent"], "there is no folder absent"),
+    "no cases": (["verify", "empty"], "empty holds no golden cases (pairs of NAME.json and NAME.safetensors)"),
+}
+
+
+def tree(folder: Path) -> dict[Path, bytes | None]:
+    return {path: path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_mistake_is_one_sentence(
+    case: str, desk: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(desk)
+    monkeypatch.setenv("COLUMNS", "60")  # a narrow terminal must not break a sentence
+    arguments, sentence = CASES[case]
+    before = tree(desk)
+    code = main(arguments)
+    out, err = capsys.readouterr()
+    assert code == 2, out + err
+    assert err.count("\n") == 1
+    if sentence.endswith((" ", ".")):
+        # The rest is not ours to decide.
+        assert err.startswith(f"unmask: {sentence}")
+    else:
+        assert err == f"unmask: {sentence}\n"
+    assert "Traceback" not in out + err
+    assert tree(desk) == before
+
+
+def test_every_method_says_the_same(desk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(desk)
+    for method in METHODS:
+        options = [*tiny_options(method), *quick_options()]
+        for wrong in (["--method.mask.unit", "3"], ["--batch-size", "99"], ["--method.encoder.heads", "5"]):
+            assert main(["pretrain", "data", *options, *wrong]) == 2
+        assert not Path("runs").exists()

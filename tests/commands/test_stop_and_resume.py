@@ -1,0 +1,159 @@
+"""Runs that are killed or stopped at any moment end exactly where an unbroken run ends."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+from tiny_runs import (
+    CommandProcess,
+    assert_same_weights,
+    draw_images,
+    last_logged_step,
+    quick_options,
+    read_records,
+    tiny_options,
+)
+from unmask.training.checkpoint import checkpoint_path, load_checkpoint, saved_steps
+
+EPOCHS = 20
+STEPS = 40
+KILLS = 8
+
+
+@dataclass(frozen=True)
+class Unbroken:
+    """A run that nothing disturbed, and how to start it anew elsewhere."""
+
+    data: Path
+    run: Path
+
+    def command(self, run: Path, *, workers: int = 0) -> list[str]:
+        """ConMIM has all that can be forgotten: a target, batch norm, random colours. Every step is saved."""
+        options = [*tiny_options("conmim"), "--lr", "0.01", *quick_options(epochs=EPOCHS, workers=workers, every=1)]
+        return ["pretrain", str(self.data), *options, "--out", str(run)]
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Unbroken:
+    folder = tmp_path_factory.mktemp("unbroken")
+    made = Unbroken(draw_images(folder / "data"), folder / "run")
+    ended = CommandProcess(made.command(made.run), folder).end()
+    assert (ended.code, ended.err) == (0, "")
+    return made
+
+
+def assert_same_end(run: Path, unbroken: Unbroken) -> None:
+    """The same encoder, the same last checkpoint, and the same log of every step, once."""
+    assert_same_weights(run / "encoder.safetensors", unbroken.run / "encoder.safetensors")
+    ours, theirs = (
+        load_checkpoint(checkpoint_path(folder / "checkpoints", STEPS), torch.device("cpu"))
+        for folder in (run, unbroken.run)
+    )
+    assert ours.tensors.keys() == theirs.tensors.keys()
+    assert not [name for name, tensor in ours.tensors.items() if not torch.equal(tensor, theirs.tensors[name])]
+    assert {**ours.values, "elapsed": 0} == {**theirs.values, "elapsed": 0}
+    steps, expected = read_records(run, "step"), read_records(unbroken.run, "step")
+    assert [record["step"] for record in steps] == list(range(1, STEPS + 1))
+    for key in ("loss", "losses", "lr", "grad_norm", "epoch"):
+        assert [record[key] for record in steps] == [record[key] for record in expected]
+    # Nothing that was half-written lies about.
+    assert [entry.name for entry in (run / "checkpoints").iterdir()] == [f"step_{STEPS:09d}.safetensors"]
+    names = {"config.json", "log.jsonl", "checkpoints", "encoder.safetensors", "report.html"}
+    assert {entry.name for entry in run.iterdir()} == names
+
+
+def half_written(run: Path) -> list[Path]:
+    return list((run / "checkpoints").glob(".step_*.part/*"))
+
+
+def kill_while_saving(process: CommandProcess, run: Path) -> None:
+    """Freeze the process again and again until it stands in the middle of writing a checkpoint, then kill it."""
+    for _ in range(2000):
+        process.signal(signal.SIGSTOP)
+        if half_written(run):
+            break
+        process.signal(signal.SIGCONT)
+        time.sleep(random.random() / 500)
+    process.signal(signal.SIGKILL)
+
+
+def test_a_run_killed_at_any_moment_ends_where_it_would_have_ended(unbroken: Unbroken, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    killed_at = []
+    in_a_save = 0
+    for kill in range(KILLS):
+        process = CommandProcess(unbroken.command(run), tmp_path)
+        if kill:
+            target = last_logged_step(run) + 2
+            process.wait_until(lambda target=target: last_logged_step(run) >= target)
+        else:
+            process.wait_until((run / "config.json").exists)
+        if kill % 2:
+            kill_while_saving(process, run)
+        else:
+            # Anywhere; the first one most likely before the first step.
+            time.sleep(random.random() / 50)
+            process.signal(signal.SIGKILL)
+        assert process.end().code == -signal.SIGKILL
+        in_a_save += bool(half_written(run))
+        killed_at.append(max(saved_steps(run / "checkpoints"), default=0))
+    assert in_a_save, "no kill fell into the writing of a checkpoint"
+    assert any(0 < step < STEPS for step in killed_at), killed_at
+    ended = CommandProcess(unbroken.command(run), tmp_path).end()
+    assert (ended.code, ended.err) == (0, "")
+    assert f"resuming {run} at step {killed_at[-1]}" in ended.out
+    assert_same_end(run, unbroken)
+
+
+@pytest.mark.parametrize(("number", "workers"), [(signal.SIGTERM, 0), (signal.SIGINT, 2)])
+def test_a_stopped_run_says_so_and_goes_on(
+    unbroken: Unbroken, tmp_path: Path, number: signal.Signals, workers: int
+) -> None:
+    run = tmp_path / "run"
+    process = CommandProcess(unbroken.command(run, workers=workers), tmp_path)
+    process.wait_until(lambda: last_logged_step(run) >= 3)
+    # The second one comes while the first is being obeyed.
+    process.signal(number)
+    process.signal(number)
+    stopped = process.end()
+    assert stopped.code == 75, stopped
+    assert stopped.err == ""
+    (step,) = saved_steps(run / "checkpoints")
+    assert 3 <= step < STEPS
+    sentence = f"stopped by {number.name} at step {step}, all saved; the same command resumes"
+    assert stopped.out.splitlines()[-1] == sentence
+    assert "Traceback" not in stopped.out
+    assert not (run / "encoder.safetensors").exists()
+
+    # How many workers decode may change on the way.
+    ended = CommandProcess(unbroken.command(run), tmp_path).end()
+    assert (ended.code, ended.err) == (0, "")
+    assert f"resuming {run} at step {step}" in ended.out
+    assert_same_end(run, unbroken)
+
+
+def test_processes_that_decode_change_nothing(unbroken: Unbroken, tmp_path: Path) -> None:
+    ended = CommandProcess(unbroken.command(tmp_path / "run", workers=2), tmp_path).end()
+    assert (ended.code, ended.err) == (0, "")
+    assert_same_end(tmp_path / "run", unbroken)
+
+
+def test_a_disk_that_fills_up_stops_the_run_with_a_sentence(unbroken: Unbroken, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    # Log and configuration still fit, a checkpoint does not.
+    refused = CommandProcess(unbroken.command(run), tmp_path, largest_file=20_000).end()
+    assert refused.code == 2
+    assert refused.err.startswith(f"unmask: could not write {run}/checkpoints/step_000000001.safetensors (")
+    assert refused.err.count("\n") == 1
+    assert os.listdir(run / "checkpoints") == []
+    ended = CommandProcess(unbroken.command(run), tmp_path).end()
+    assert (ended.code, ended.err) == (0, "")
+    assert_same_end(run, unbroken)

@@ -1,0 +1,172 @@
+"""Runs so small that a test can afford many: drawn images, tiny encoders, commands in processes of their own."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import multiprocessing
+import os
+import resource
+import signal
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from unmask.cli import main
+from unmask.commands.show import knobs
+from unmask.config import RunConfig
+from unmask.methods import METHODS
+from unmask.methods.base import MethodConfig
+from unmask.models.decoder import DecoderConfig
+from unmask.models.encoder import EncoderConfig
+from unmask.models.heads import MLPHeadConfig
+from unmask.training.trainer import TrainingConfig
+
+SIDE = 32
+PATIENCE = 120.0  # seconds for a process to get somewhere; only a hanging one needs them
+
+
+def draw_images(folder: Path, count: int = 16, *, classes: Sequence[str] = ("cold", "warm"), side: int = SIDE) -> Path:
+    """PNG images in turn of each class, red or blue ones, one folder a class (a class "" lies in `folder` itself)."""
+    generator = np.random.default_rng(0)
+    for number in range(count):
+        kind = number % len(classes)
+        coarse = generator.integers(0, 256, (4, 5, 3), dtype=np.uint8)
+        coarse[:, :, 0 if kind else 2] //= 4
+        file = folder / classes[kind] / f"{number:03d}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(coarse).resize((side, side), Image.Resampling.BICUBIC).save(file)
+    return folder
+
+
+def tiny_settings(method: str) -> MethodConfig:
+    """A method's own settings with everything as narrow as can be, for images of 32 x 32 pixels in 16 patches."""
+    settings = METHODS[method].Config().for_images(SIDE, SIDE)
+    narrow: dict[str, Any] = {}
+    for field in dataclasses.fields(settings):
+        value = getattr(settings, field.name)
+        if isinstance(value, EncoderConfig):
+            narrow[field.name] = replace(value, patch_size=8, width=32, depth=1, heads=2)
+        elif isinstance(value, DecoderConfig):
+            narrow[field.name] = replace(value, width=32, depth=1, heads=2)
+        elif isinstance(value, MLPHeadConfig):
+            narrow[field.name] = replace(value, hidden=32, out=16)
+    return replace(settings, **narrow)
+
+
+def tiny_options(method: str) -> list[str]:
+    """The same on the command line."""
+    usual = {knob.name: knob.default for knob in knobs(METHODS[method].Config())}
+    options = ["--method", method, "--image-size", str(SIDE)]
+    for knob in knobs(tiny_settings(method)):
+        by_image_size = knob.name.startswith("encoder.image-") or knob.name == "max-shift"
+        if knob.default != usual[knob.name] and not by_image_size:
+            options += [f"--method.{knob.name}", knob.default]
+    return options
+
+
+def quick_options(*, epochs: float = 2, workers: int = 0, every: int = 1000) -> list[str]:
+    """Few steps of 8 images, every one in the log."""
+    figures = {"epochs": epochs, "batch-size": 8, "workers": workers, "log-every": 1, "checkpoint-every": every}
+    return [part for name, value in figures.items() for part in (f"--{name}", str(value))] + ["--device", "cpu"]
+
+
+def tiny_config(method: str, data: Path, **training: Any) -> RunConfig:
+    """A run of 2 epochs with batches of 8, every step in the log; `training` changes that."""
+    usual: dict[str, Any] = {"epochs": 2, "batch_size": 8, "workers": 0, "device": "cpu", "log_every": 1}
+    return RunConfig(
+        data=str(data), method=method, settings=tiny_settings(method), training=TrainingConfig(**usual | training)
+    )
+
+
+def read_records(run: Path, kind: str) -> list[dict[str, Any]]:
+    """The lines of one kind in a run's log."""
+    records = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    return [record for record in records if record["kind"] == kind]
+
+
+def assert_same_weights(one: Path, other: Path) -> None:
+    """Two safetensors files hold the same tensors, bit for bit."""
+    first, second = load_file(one), load_file(other)
+    assert first.keys() == second.keys()
+    different = [name for name in first if not torch.equal(first[name], second[name])]
+    assert not different
+
+
+@dataclass(frozen=True)
+class Ended:
+    """What is left of a process; the code is negative where a signal ended it."""
+
+    code: int
+    out: str
+    err: str
+
+
+class CommandProcess:
+    """`unmask ARGUMENTS` in a process of its own, forked from one that has torch imported already.
+
+    What it prints goes to files beside `folder`, in which it runs. With `largest_file` no file may grow beyond so many
+    bytes, as on a full disk.
+    """
+
+    def __init__(self, arguments: Sequence[str], folder: Path, *, largest_file: int | None = None) -> None:
+        self._streams = tuple(Path(tempfile.mkstemp()[1]) for _ in range(2))
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["unmask.commands.pretrain", "tiny_runs"])
+        self._process = context.Process(target=_command, args=(list(arguments), *map(str, self._streams), largest_file))
+        self._process.start()
+
+    def wait_until(self, reached: Callable[[], bool]) -> None:
+        """Return as soon as `reached()`; fail where the process ends first."""
+        deadline = time.monotonic() + PATIENCE
+        while not reached():
+            assert self._process.is_alive(), f"the process ended too early: {self.end()}"
+            assert time.monotonic() < deadline, "the process hangs"
+            time.sleep(0.001)
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal to the process and to its workers, as a terminal does."""
+        assert self._process.pid is not None
+        os.killpg(self._process.pid, number)
+
+    def end(self) -> Ended:
+        """Wait for the end."""
+        self._process.join(PATIENCE)
+        assert self._process.exitcode is not None, "the process hangs"
+        out, err = (path.read_text() for path in self._streams)
+        return Ended(self._process.exitcode, out, err)
+
+
+def _command(arguments: list[str], out: str, err: str, largest_file: int | None) -> None:
+    os.setpgid(0, 0)
+    if largest_file is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
+    for path, stream in ((out, 1), (err, 2)):
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(descriptor, stream)
+    sys.stdout, sys.stderr = (os.fdopen(stream, "w", buffering=1) for stream in (1, 2))
+    torch.set_num_threads(1)
+    # Data workers start as in a process that was not made by a fork server.
+    multiprocessing.set_start_method("fork", force=True)
+    code = main(arguments)
+    sys.stdout.flush()
+    sys.exit(code)
+
+
+def last_logged_step(run: Path) -> int:
+    """The newest step in the log of a run that is still writing it."""
+    if not (run / "log.jsonl").exists():
+        return 0
+    for line in reversed((run / "log.jsonl").read_text().splitlines()):
+        # The very last line may be half-written.
+        if line.startswith('{"kind": "step"') and line.endswith("}"):
+            return int(json.loads(line)["step"])
+    return 0
