@@ -2,7 +2,7 @@
 
     python benchmarks/step.py --methods mae conmim cmae --encoder vit_small_patch16_224 --batch-size 16
 
-The batch is made once, so decoding is left out; views, masks, forward, backward, optimizer and target are all in. Methods
+The batch is made once, so decoding is left out; views, masks, forward, backward, optimizer and target are in. Methods
 take turns, round by round, so that a machine whose speed drifts treats them alike; medians are printed.
 """
 

@@ -37,9 +37,7 @@ def _generator(seed: int = 0) -> torch.Generator:
 
 def _images(batch: int, channels: int, height: int, width: int, seed: int = 0) -> Tensor:
     """Byte-valued random images with the awkward colours: black, white, greys, primaries, equal channels."""
-    images_BCHW = (
-        torch.randint(256, (batch, channels, height, width), generator=_generator(seed)).float() / 255
-    )
+    images_BCHW = torch.randint(256, (batch, channels, height, width), generator=_generator(seed)).float() / 255
     images_BCHW[:, :, 0, 0], images_BCHW[:, :, 0, 1], images_BCHW[:, :, 1, 0] = 0, 1, 0.4
     images_BCHW[:, 0, 1, 1], images_BCHW[:, 1:, 1, 1] = 1, 0
     images_BCHW[:, 0, 2] = images_BCHW[:, -1, 2]
@@ -119,9 +117,7 @@ def test_each_jitter_operation_is_torchvisions(operation, values):
     images_BCHW = _images(len(values), 3, 9, 7)
     parameters = _jitter([0, 1, 2, 3], factors)
     expected = [_torchvision(image, parameters, sample) for sample, image in enumerate(images_BCHW)]
-    torch.testing.assert_close(
-        apply_colour(images_BCHW, parameters), torch.stack(expected), atol=1e-5, rtol=0
-    )
+    torch.testing.assert_close(apply_colour(images_BCHW, parameters), torch.stack(expected), atol=1e-5, rtol=0)
 
 
 def test_greyscale_and_solarisation_are_torchvisions():
@@ -149,14 +145,10 @@ def test_solarisation_inverts_bytes_from_128_as_pil_does():
 def test_blur_is_torchvisions_with_a_sigma_for_each_sample(sigmas, channels):
     batch = len(sigmas)
     images_BCHW = _images(batch, channels, 9, 12)
-    parameters = replace(
-        _nothing(batch), blur_B=torch.ones(batch, dtype=torch.bool), sigma_B=torch.tensor(sigmas)
-    )
+    parameters = replace(_nothing(batch), blur_B=torch.ones(batch, dtype=torch.bool), sigma_B=torch.tensor(sigmas))
     assert parameters.blur_radius == 6
     expected = [_torchvision(image, parameters, sample) for sample, image in enumerate(images_BCHW)]
-    torch.testing.assert_close(
-        apply_colour(images_BCHW, parameters), torch.stack(expected), atol=1e-5, rtol=0
-    )
+    torch.testing.assert_close(apply_colour(images_BCHW, parameters), torch.stack(expected), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 5), (3, 2), (6, 40)])
@@ -222,9 +214,7 @@ def test_a_sample_does_not_depend_on_its_neighbours(data, channels, batch):
 @pytest.mark.parametrize("channels", [1, 2, 4, 8])
 def test_without_three_channels_saturation_hue_and_grey_are_skipped(channels):
     images_BCHW = _images(3, channels, 8, 6)
-    only_rgb = replace(
-        _jitter([3, 2, 0, 1], [[1.0, 1.0, 1.5, 0.2]] * 3), grey_B=torch.ones(3, dtype=torch.bool)
-    )
+    only_rgb = replace(_jitter([3, 2, 0, 1], [[1.0, 1.0, 1.5, 0.2]] * 3), grey_B=torch.ones(3, dtype=torch.bool))
     assert apply_colour(images_BCHW, only_rgb) is images_BCHW
     contrast = apply_colour(images_BCHW, _jitter([0, 1, 2, 3], [[1.0, 0.5, 1.5, 0.2]] * 3))
     mean_B111 = images_BCHW.mean(dim=(1, 2, 3), keepdim=True)

@@ -109,7 +109,7 @@ def refusal(values: object, folder: Path) -> str:
     """The sentence with which a file of these values is refused."""
     file = folder / "config.json"
     file.write_text(values if isinstance(values, str) else json.dumps(values))
-    with pytest.raises(ValueError, match=".") as error:
+    with pytest.raises(ValueError, match=r"\S") as error:
         load_config(file)
     sentence = str(error.value)
     assert "\n" not in sentence
@@ -164,7 +164,8 @@ def test_every_value_is_checked(method: str, tmp_path: Path) -> None:
 
 def test_what_is_no_run_at_all_is_refused(tmp_path: Path) -> None:
     assert re.search("config.json is not valid JSON: ", refusal('{"format": 1,', tmp_path))
-    for other in ([], {}, 5, {"format": 2}, {"format": "1"}):
+    others: tuple[object, ...] = ([], {}, 5, {"format": 2}, {"format": "1"})
+    for other in others:
         assert refusal(other, tmp_path).endswith("config.json is not a run configuration of format 1")
     for key in ("data", "method", "settings", "training"):
         assert refusal(changed(plain(), (key,), ...), tmp_path).endswith(f"config.json lacks '{key}'")

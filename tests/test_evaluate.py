@@ -67,7 +67,8 @@ def test_without_floors_only_the_encoder_is_scored(finished: Path) -> None:
     (found,) = evaluate(str(finished / "run"), halves, settings_of("knn"), floors=False, on_start=announced.append)
     assert (found.network, announced) == ("pretrained", ["pretrained"])
     encoder = open_encoder(str(finished / "run")).to(CPU)
-    assert found.score == knn(*(encoder_features(encoder, half, workers=0) for half in halves), KnnConfig(k=3))
+    train, test = (encoder_features(encoder, half, workers=0) for half in halves)
+    assert found.score == knn(train, test, KnnConfig(k=3))
 
 
 def test_the_random_start_of_a_run_is_its_own(finished: Path) -> None:

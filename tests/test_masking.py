@@ -117,15 +117,11 @@ def test_blockwise_masks_agree_with_the_algorithm_told_one_proposal_at_a_time():
         expected_edges.append(sum((r, c + 1) not in hidden for r, c in hidden))
         for r, c in hidden:
             expected_NN[r, c] += 1 / samples
-    mask_BHW = blockwise_mask(4 * samples, (14, 14), 75, generator=_generator(2), device="cpu").view(
-        -1, 14, 14
-    )
+    mask_BHW = blockwise_mask(4 * samples, (14, 14), 75, generator=_generator(2), device="cpu").view(-1, 14, 14)
     right_BHW = torch.nn.functional.pad(mask_BHW[:, :, 1:], (0, 1))
     edges_B = (mask_BHW & ~right_BHW).sum(dim=(1, 2)).double()
     assert mask_BHW.double().sum(dim=(1, 2)).mean() == pytest.approx(sum(expected_count) / samples, abs=0.15)
-    assert edges_B.mean() == pytest.approx(
-        sum(expected_edges) / samples, rel=0.03
-    )  # as ragged as the original
+    assert edges_B.mean() == pytest.approx(sum(expected_edges) / samples, rel=0.03)  # as ragged as the original
     assert (mask_BHW.double().mean(0) - expected_NN).abs().max() < 0.12  # five standard errors of 500 samples
     assert (mask_BHW.double().mean(0) - expected_NN).abs().mean() < 0.03
 

@@ -10,7 +10,8 @@ import torch
 
 from unmask.cli import COMMANDS, main
 from unmask.methods import METHODS
-from unmask.models.encoder import Encoder, EncoderConfig
+from unmask.models.encoder import Encoder
+from unmask.models.encoder_config import EncoderConfig
 from unmask.models.pretrained import encoder_file
 from unmask.training.checkpoint import write_atomically
 

@@ -1,4 +1,4 @@
-"""The page about a run shows what its method can show, at any stage of the run, and never fails for want of pictures."""
+"""The page about a run shows what its method can show, at any stage of the run, and never fails for lack of them."""
 
 from __future__ import annotations
 
@@ -163,7 +163,7 @@ def test_few_and_grey_images_are_enough(tmp_path: Path) -> None:
 
 
 def test_no_run_no_page(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="is not a run folder: it has no config.json$"):
+    with pytest.raises(ValueError, match=r"is not a run folder: it has no config\.json$"):
         write_report(RunFolder(tmp_path))
     assert list(tmp_path.iterdir()) == []
 

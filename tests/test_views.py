@@ -199,9 +199,7 @@ def test_pixel_shift_colour_touches_the_target_only():
     master_BCHW = _crops(8, 3, 10, 10)
     arguments = {"size": (8, 8), "max_shift": 2, "mean": (0.5,) * 3, "std": (0.5,) * 3}
     online, target = pixel_shift_views(master_BCHW, colour=STRONG, generator=_generator(), **arguments)
-    plain_online, plain_target = pixel_shift_views(
-        master_BCHW, colour=None, generator=_generator(), **arguments
-    )
+    plain_online, plain_target = pixel_shift_views(master_BCHW, colour=None, generator=_generator(), **arguments)
     assert torch.equal(online, plain_online)
     assert ((target - plain_target).abs().amax(dim=(1, 2, 3)) > 0.01).all()
 

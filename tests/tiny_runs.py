@@ -26,7 +26,7 @@ from unmask.config import RunConfig
 from unmask.methods import METHODS
 from unmask.methods.base import MethodConfig
 from unmask.models.decoder import DecoderConfig
-from unmask.models.encoder import EncoderConfig
+from unmask.models.encoder_config import EncoderConfig
 from unmask.models.heads import MLPHeadConfig
 from unmask.training.trainer import TrainingConfig
 
@@ -113,15 +113,15 @@ class Ended:
 class CommandProcess:
     """`unmask ARGUMENTS` in a process of its own, forked from one that has torch imported already.
 
-    What it prints goes to files beside `folder`, in which it runs. With `largest_file` no file may grow beyond so many
+    It runs in `folder`; what it prints goes to two files there. With `largest_file` no file may grow beyond so many
     bytes, as on a full disk.
     """
 
     def __init__(self, arguments: Sequence[str], folder: Path, *, largest_file: int | None = None) -> None:
-        self._streams = tuple(Path(tempfile.mkstemp()[1]) for _ in range(2))
+        self._streams = (folder / "stdout.txt", folder / "stderr.txt")
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["unmask.commands.pretrain", "tiny_runs"])
-        self._process = context.Process(target=_command, args=(list(arguments), *map(str, self._streams), largest_file))
+        self._process = context.Process(target=_command, args=(list(arguments), folder, self._streams, largest_file))
         self._process.start()
 
     def wait_until(self, reached: Callable[[], bool]) -> None:
@@ -145,13 +145,13 @@ class CommandProcess:
         return Ended(self._process.exitcode, out, err)
 
 
-def _command(arguments: list[str], out: str, err: str, largest_file: int | None) -> None:
+def _command(arguments: list[str], folder: Path, streams: tuple[Path, Path], largest_file: int | None) -> None:
     os.setpgid(0, 0)
+    os.chdir(folder)
     if largest_file is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
-    for path, stream in ((out, 1), (err, 2)):
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        os.dup2(descriptor, stream)
+    for path, stream in zip(streams, (1, 2), strict=True):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream)
     sys.stdout, sys.stderr = (os.fdopen(stream, "w", buffering=1) for stream in (1, 2))
     torch.set_num_threads(1)
     # Data workers start as in a process that was not made by a fork server.

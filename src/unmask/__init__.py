@@ -22,7 +22,7 @@ _HOMES = {
     "Views": "unmask.views",
     "ColourConfig": "unmask.colour",
     "Encoder": "unmask.models.encoder",
-    "EncoderConfig": "unmask.models.encoder",
+    "EncoderConfig": "unmask.models.encoder_config",
     "DecoderConfig": "unmask.models.decoder",
     "MLPHeadConfig": "unmask.models.heads",
     "OptimizerConfig": "unmask.optimisation",
@@ -67,7 +67,7 @@ if TYPE_CHECKING:
     from unmask.methods.simmim import SimMIMConfig as SimMIMConfig
     from unmask.models.decoder import DecoderConfig as DecoderConfig
     from unmask.models.encoder import Encoder as Encoder
-    from unmask.models.encoder import EncoderConfig as EncoderConfig
+    from unmask.models.encoder_config import EncoderConfig as EncoderConfig
     from unmask.models.heads import MLPHeadConfig as MLPHeadConfig
     from unmask.models.pretrained import PretrainedEncoder as PretrainedEncoder
     from unmask.models.pretrained import open_encoder as open_encoder

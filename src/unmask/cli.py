@@ -21,12 +21,29 @@ COMMANDS = {
     "recipes": "ready-made configurations",
     "verify": "replay the authors' golden vectors",
 }
-STOPPED = 75
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line (default: the process's own); returns the exit code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A file name that is not valid text must not end a run that only wants to print it.
+        sys.stdout.reconfigure(errors="backslashreplace")
+    try:
+        code = _run(given)
+        sys.stdout.flush()
+        return code
+    except ValueError as error:
+        return _refuse(str(error), 2)
+    except KeyboardInterrupt:
+        return _refuse("interrupted", 130)
+    except BrokenPipeError:
+        # Whoever read our output has seen enough; leave nothing for the interpreter to flush.
+        sys.stdout = None
+        return 0
+
+
+def _run(given: list[str]) -> int:
     if not given or given[0] in ("-h", "--help", "help"):
         print(_help())
         return 0
@@ -39,20 +56,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if command not in COMMANDS:
         near = difflib.get_close_matches(command, COMMANDS, n=1)
         hint = f"did you mean {near[0]!r}?" if near else "see unmask --help"
-        return _refuse(f"unknown command {command!r}; {hint}", 2)
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        # A file name that is not valid text must not end a run that only wants to print it.
-        sys.stdout.reconfigure(errors="backslashreplace")
-    try:
-        return int(importlib.import_module(f"unmask.commands.{command}").run(rest))
-    except ValueError as error:
-        return _refuse(str(error), 2)
-    except KeyboardInterrupt:
-        return _refuse("interrupted", 130)
-    except BrokenPipeError:
-        # Whoever read our output has seen enough; leave nothing for the interpreter to flush.
-        sys.stdout = None
-        return 0
+        raise ValueError(f"unknown command {command!r}; {hint}")
+    return int(importlib.import_module(f"unmask.commands.{command}").run(rest))
 
 
 def _refuse(sentence: str, code: int) -> int:

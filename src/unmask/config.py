@@ -75,7 +75,7 @@ def structure(values: dict[str, Any], cls: type[T], where: str) -> T:
     converter = cattrs.Converter(forbid_extra_keys=True)
 
     def strict(kind: type) -> Any:
-        from_fields = make_dict_structure_fn(kind, converter, _cattrs_forbid_extra_keys=True)
+        from_fields: Any = make_dict_structure_fn(kind, converter, _cattrs_forbid_extra_keys=True)
 
         def from_object(value: Any, _: Any) -> Any:
             if not isinstance(value, dict):
@@ -89,7 +89,7 @@ def structure(values: dict[str, Any], cls: type[T], where: str) -> T:
     converter.register_structure_hook(int, _whole)
     converter.register_structure_hook(bool, _truth)
     converter.register_structure_hook(str, _text)
-    converter.register_structure_hook_func(lambda kind: get_origin(kind) is Literal, _choice)
+    converter.register_structure_hook_func(_is_choice, _choice)
     try:
         return converter.structure(values, cls)
     except (ClassValidationError, ValueError) as error:
@@ -118,6 +118,11 @@ def _text(value: Any, _: Any) -> str:
     if not isinstance(value, str):
         raise ValueError(f"expected text, got {value!r}")
     return value
+
+
+def _is_choice(kind: Any) -> bool:
+    origin: Any = get_origin(kind)
+    return origin is Literal
 
 
 def _choice(value: Any, kind: Any) -> Any:

@@ -56,7 +56,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Done:
 
 def run_beside(done: Done, arguments: list[str]) -> Ended:
     """Another command line in the same folder."""
-    return CommandProcess(arguments, done.desk, inside=done.desk).end()
+    return CommandProcess(arguments, done.desk).end()
 
 
 def test_what_was_decided_is_said_before_the_start(done: Done) -> None:
@@ -138,7 +138,9 @@ def test_an_evaluation_prints_three_networks_and_logs_them(
     out, err = capsys.readouterr()
     assert err == ""
     lines = out.splitlines()
-    assert re.fullmatch(rf"{protocol} of {re.escape(f'{RUN} on {DATA}')}: \d+ training images, \d+ test images", lines[0])
+    assert re.fullmatch(
+        rf"{protocol} of {re.escape(f'{RUN} on {DATA}')}: \d+ training images, \d+ test images", lines[0]
+    )
     assert lines[1].split() == ["network", "top-1", "%", "95", "%", "interval", "top-5", "%", "mean", "class", "%"]
     for line, network in zip(lines[2:5], ("raw pixels", "random start", "pre-trained"), strict=True):
         assert re.match(rf"{network} +\d+\.\d +\d+\.\d to \d+\.\d +- +\d+\.\d", line)
@@ -161,9 +163,7 @@ def test_an_evaluation_prints_three_networks_and_logs_them(
     assert f"{records[2]['score']['top1']:.1f} %" in page
 
 
-def test_an_evaluation_as_json(
-    done: Done, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_evaluation_as_json(done: Done, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(done.desk)
     file = f"{RUN}/encoder.safetensors"
     before = (RUN / "log.jsonl").read_bytes()

@@ -70,6 +70,10 @@ def assert_same_end(run: Path, unbroken: Unbroken) -> None:
     assert {entry.name for entry in run.iterdir()} == names
 
 
+def wait_for_step(process: CommandProcess, run: Path, step: int) -> None:
+    process.wait_until(lambda: last_logged_step(run) >= step)
+
+
 def half_written(run: Path) -> list[Path]:
     return list((run / "checkpoints").glob(".step_*.part/*"))
 
@@ -92,8 +96,7 @@ def test_a_run_killed_at_any_moment_ends_where_it_would_have_ended(unbroken: Unb
     for kill in range(KILLS):
         process = CommandProcess(unbroken.command(run), tmp_path)
         if kill:
-            target = last_logged_step(run) + 2
-            process.wait_until(lambda target=target: last_logged_step(run) >= target)
+            wait_for_step(process, run, last_logged_step(run) + 2)
         else:
             process.wait_until((run / "config.json").exists)
         if kill % 2:
@@ -119,7 +122,7 @@ def test_a_stopped_run_says_so_and_goes_on(
 ) -> None:
     run = tmp_path / "run"
     process = CommandProcess(unbroken.command(run, workers=workers), tmp_path)
-    process.wait_until(lambda: last_logged_step(run) >= 3)
+    wait_for_step(process, run, 3)
     # The second one comes while the first is being obeyed.
     process.signal(number)
     process.signal(number)

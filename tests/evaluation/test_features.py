@@ -25,9 +25,7 @@ def _features(x: list[list[float]], labels: list[int], classes: tuple[str, ...] 
 
 
 def test_extract_keeps_order_labels_and_positions() -> None:
-    features = extract(
-        pixel_extractor(2), _source(), height=16, width=16, channels=3, batch_size=3, workers=0
-    )
+    features = extract(pixel_extractor(2), _source(), height=16, width=16, channels=3, batch_size=3, workers=0)
     assert features.x_ND.shape == (7, 12)
     assert features.x_ND.dtype == torch.float32
     torch.testing.assert_close(features.x_ND[:, 0], 10 * torch.arange(7) / 255)
@@ -53,9 +51,7 @@ def test_extract_of_an_unlabelled_source_has_no_labels() -> None:
     source = _source(labelled=False)
     features = extract(pixel_extractor(1), source, height=16, width=16, channels=3, batch_size=4, workers=0)
     assert features.labels_N is None
-    with pytest.raises(
-        ValueError, match=r"^the train images have no labels; put each class in a folder of its own$"
-    ):
+    with pytest.raises(ValueError, match=r"^the train images have no labels; put each class in a folder of its own$"):
         comparable_labels(features, features)
 
 
@@ -78,9 +74,7 @@ def test_unreadable_images_are_left_out_and_named() -> None:
 
 
 def test_pixel_extractor_is_exact_at_the_images_own_size() -> None:
-    images_BCHW = torch.randint(
-        256, (2, 3, 4, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
-    )
+    images_BCHW = torch.randint(256, (2, 3, 4, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(pixel_extractor(4)(images_BCHW), images_BCHW.flatten(1) / 255)
 
 
@@ -106,9 +100,7 @@ def test_classes_of_two_folders_are_matched_by_name() -> None:
         (tuple("abcdefghij"), r"^no train image has these classes of the test set: d, j$"),
     ],
 )
-def test_a_test_class_that_training_never_saw_is_named(
-    classes: tuple[str, ...] | None, sentence: str
-) -> None:
+def test_a_test_class_that_training_never_saw_is_named(classes: tuple[str, ...] | None, sentence: str) -> None:
     train = _features([[0.0], [1.0]], [0, 1], classes)
     test = _features([[0.0], [1.0], [2.0]], [9, 3, 0], classes)
     with pytest.raises(ValueError, match=sentence):
@@ -124,9 +116,7 @@ def test_a_class_known_by_name_only_to_the_test_folder_is_named() -> None:
 
 def test_one_class_is_refused() -> None:
     train = _features([[0.0], [1.0]], [4, 4])
-    with pytest.raises(
-        ValueError, match=r"^the train images all have one class, so there is nothing to tell apart$"
-    ):
+    with pytest.raises(ValueError, match=r"^the train images all have one class, so there is nothing to tell apart$"):
         comparable_labels(train, train)
 
 

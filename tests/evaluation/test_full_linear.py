@@ -21,9 +21,7 @@ Classes = tuple[str, ...]
 QUICK = FullLinearConfig(epochs=30, batch_size=24, device_batch=12, base_lr=6.4 * 256 / 24)
 
 
-def _source(
-    n: int, seed: int, *, random_labels: bool = False, classes: Classes = ("r", "g", "b")
-) -> ArraySource:
+def _source(n: int, seed: int, *, random_labels: bool = False, classes: Classes = ("r", "g", "b")) -> ArraySource:
     """Noise in which the channel of the class is brighter."""
     rng = np.random.default_rng(seed)
     labels = np.arange(n) % 3
@@ -105,9 +103,7 @@ def test_the_rate_follows_the_batch_asked_for_even_where_the_train_set_is_smalle
     ("images", "expected"),
     [(1_281_167, (512, 32)), (20_480, (512, 2)), (200, (200, 1)), (2, (2, 1)), (10_000, (500, 1))],
 )
-def test_batches_are_mae_s_on_imagenet_and_smaller_on_small_sets(
-    images: int, expected: tuple[int, int]
-) -> None:
+def test_batches_are_mae_s_on_imagenet_and_smaller_on_small_sets(images: int, expected: tuple[int, int]) -> None:
     at_once, accumulate = FullLinearConfig().batches(images)
     assert (at_once, accumulate) == expected
     assert at_once * accumulate <= images
@@ -138,17 +134,11 @@ def test_bad_input_is_refused() -> None:
         _run(train=_source(96, 1, classes=("r", "g", "x")))
     unlabelled = _source(96, 1)
     unlabelled.labels = unlabelled.classes = None
-    with pytest.raises(
-        ValueError, match=r"^the train images have no labels; put each class in a folder of its own$"
-    ):
+    with pytest.raises(ValueError, match=r"^the train images have no labels; put each class in a folder of its own$"):
         _run(train=unlabelled)
-    with pytest.raises(
-        ValueError, match=r"^a linear probe needs at least one epoch of one step, got 0 and 20$"
-    ):
+    with pytest.raises(ValueError, match=r"^a linear probe needs at least one epoch of one step, got 0 and 20$"):
         FullLinearConfig(epochs=0)
-    with pytest.raises(
-        ValueError, match=r"^batch norm needs at least two images at once, got batches of 16384 and 1 "
-    ):
+    with pytest.raises(ValueError, match=r"^batch norm needs at least two images at once, got batches of 16384 and 1 "):
         FullLinearConfig(device_batch=1)
 
 
@@ -157,6 +147,4 @@ def test_features_with_nan_are_refused() -> None:
         return images_BCHW.float().mean(dim=(2, 3)) * math.nan
 
     with pytest.raises(ValueError, match=r"images have features with NaN or infinite values"):
-        full_linear(
-            broken, _source(24, 1), _source(6, 2), QUICK, height=8, width=8, channels=3, seed=0, workers=0
-        )
+        full_linear(broken, _source(24, 1), _source(6, 2), QUICK, height=8, width=8, channels=3, seed=0, workers=0)

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from unmask.evaluation.health import Health, diagnose, measure, probe
-from unmask.models.encoder import Encoder, EncoderConfig
+from unmask.models.encoder import Encoder
+from unmask.models.encoder_config import EncoderConfig
 
 HEALTHY = Health(feature_std=0.6, effective_rank=40.0, positive_similarity=0.8, negative_similarity=0.3)
 
@@ -94,7 +95,7 @@ def test_a_start_that_was_no_better_is_no_reason_to_warn() -> None:
 def test_features_that_are_not_finite_are_refused() -> None:
     features = torch.ones(4, 3)
     features[1, 2] = math.nan
-    with pytest.raises(ValueError, match="^features hold NaN or infinite values"):
+    with pytest.raises(ValueError, match=r"^features hold NaN or infinite values"):
         measure(features, features)
 
 

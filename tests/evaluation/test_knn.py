@@ -53,9 +53,7 @@ def _loop(train: Features, test: Features, k: int, temperature: float) -> tuple[
     st.floats(0.05, 2),
     st.integers(0, 99),
 )
-def test_agrees_with_a_plain_loop(
-    n: int, d: int, classes: int, k: int, temperature: float, seed: int
-) -> None:
+def test_agrees_with_a_plain_loop(n: int, d: int, classes: int, k: int, temperature: float, seed: int) -> None:
     train, test = _features(n + classes, d, classes, seed + 1), _features(40, d, classes, seed + 1000)
     score = knn(train, test, KnnConfig(k=k, temperature=temperature))
     top1, top5 = _loop(train, test, k, temperature)

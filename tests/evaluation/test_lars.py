@@ -40,9 +40,7 @@ def test_steps_are_those_of_the_formula(momentum: float, initial: str) -> None:
             # A gradient of zero at one step: momentum alone moves the weights then.
             gradient = torch.randn(parameter.shape, generator=generator, dtype=torch.float64) * (step != 3)
             parameter.grad = gradient
-            expected[i], velocities[i] = _formula_step(
-                expected[i], gradient, velocities[i], lr=lr, momentum=momentum
-            )
+            expected[i], velocities[i] = _formula_step(expected[i], gradient, velocities[i], lr=lr, momentum=momentum)
         optimizer.step()
         for parameter, wanted in zip(layer.parameters(), expected, strict=True):
             torch.testing.assert_close(parameter.detach(), wanted, rtol=1e-12, atol=1e-14)

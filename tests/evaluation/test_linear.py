@@ -76,9 +76,7 @@ def _needs_training(n: int, seed: int) -> Features:
     common_ND = torch.randn(n, 8, generator=generator)
     other_ND = common_ND + 0.2 * torch.randn(n, 8, generator=generator)
     common_ND[:, 0] += 0.6 * labels_N
-    return Features(
-        x_ND=torch.cat([common_ND, other_ND], dim=1), labels_N=labels_N, indices_N=torch.arange(n)
-    )
+    return Features(x_ND=torch.cat([common_ND, other_ND], dim=1), labels_N=labels_N, indices_N=torch.arange(n))
 
 
 def test_the_sweep_picks_a_rate_that_is_neither_too_small_nor_too_large() -> None:
@@ -145,9 +143,7 @@ def test_a_dimension_that_never_changes_does_no_harm() -> None:
 def test_normalised_train_features_have_mean_zero_and_variance_one() -> None:
     x_ND = _features(100, 1).x_ND.double()
     normalised_ND = fitted_norm(x_ND)(x_ND)
-    torch.testing.assert_close(
-        normalised_ND.mean(dim=0), torch.zeros(8, dtype=torch.float64), atol=1e-4, rtol=0
-    )
+    torch.testing.assert_close(normalised_ND.mean(dim=0), torch.zeros(8, dtype=torch.float64), atol=1e-4, rtol=0)
     torch.testing.assert_close(
         normalised_ND.std(dim=0, correction=0), torch.ones(8, dtype=torch.float64), atol=1e-2, rtol=0
     )

@@ -57,9 +57,7 @@ def test_mean_class_accuracy_agrees_with_torchmetrics_when_every_class_is_tested
 ) -> None:
     scores_NK, labels_N = data
     theirs = multiclass_accuracy(scores_NK, labels_N, num_classes=scores_NK.shape[1], average="macro")
-    assert mean_class_accuracy(scores_NK.argmax(dim=1), labels_N) == pytest.approx(
-        100 * theirs.item(), abs=1e-4
-    )
+    assert mean_class_accuracy(scores_NK.argmax(dim=1), labels_N) == pytest.approx(100 * theirs.item(), abs=1e-4)
 
 
 @pytest.mark.filterwarnings("ignore:y_pred contains classes not in y_true")
@@ -121,12 +119,8 @@ def test_bootstrap_agrees_with_resampling_the_images_one_by_one() -> None:
 
 def test_bootstrap_is_a_function_of_its_seed() -> None:
     predicted_N, labels_N = torch.arange(90) % 4, torch.arange(90) % 3
-    assert bootstrap_interval(predicted_N, labels_N, seed=3) == bootstrap_interval(
-        predicted_N, labels_N, seed=3
-    )
-    assert bootstrap_interval(predicted_N, labels_N, seed=3) != bootstrap_interval(
-        predicted_N, labels_N, seed=4
-    )
+    assert bootstrap_interval(predicted_N, labels_N, seed=3) == bootstrap_interval(predicted_N, labels_N, seed=3)
+    assert bootstrap_interval(predicted_N, labels_N, seed=3) != bootstrap_interval(predicted_N, labels_N, seed=4)
 
 
 def test_ties_go_to_the_lower_class() -> None:

@@ -55,9 +55,7 @@ def test_feature_std_ignores_the_length_of_features() -> None:
 
 @pytest.mark.parametrize("measure", [rankme, feature_std])
 def test_features_that_mean_nothing_are_refused(measure: Callable[[torch.Tensor], float]) -> None:
-    with pytest.raises(
-        ValueError, match=r"^features hold NaN or infinite values, so their rank and spread mean"
-    ):
+    with pytest.raises(ValueError, match=r"^features hold NaN or infinite values, so their rank and spread mean"):
         measure(torch.tensor([[1.0, float("nan")]]))
     with pytest.raises(ValueError, match=r"^there are no features to measure$"):
         measure(torch.zeros(0, 4))

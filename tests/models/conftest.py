@@ -8,7 +8,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from unmask.models.encoder import Encoder, EncoderConfig
+from unmask.models.encoder import Encoder
+from unmask.models.encoder_config import EncoderConfig
 
 TINY = EncoderConfig(
     name="vit_tiny_patch16_224", image_height=32, image_width=40, patch_size=8, width=48, depth=2, heads=3

@@ -17,7 +17,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from unmask.models import pretrained
-from unmask.models.encoder import Encoder, EncoderConfig
+from unmask.models.encoder import Encoder
+from unmask.models.encoder_config import EncoderConfig
 from unmask.models.pretrained import HEADER, PretrainedEncoder, encoder_file, open_encoder, read_encoder
 
 Build = Callable[[EncoderConfig], Encoder]

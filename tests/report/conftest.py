@@ -75,9 +75,7 @@ def records() -> list[Record]:
             "negative_similarity": -step / 40,
         }
         warnings = ["The features are narrow: try a longer warm-up."] if step in (5, 10) else []
-        made.append(
-            {"kind": "health", "step": step, "epoch": step / 10, "figures": figures, "warnings": warnings}
-        )
+        made.append({"kind": "health", "step": step, "epoch": step / 10, "figures": figures, "warnings": warnings})
     return made
 
 
@@ -107,9 +105,7 @@ def page(records: list[Record]) -> Page:
         accuracies=accuracies(records),
         facts=run_facts(records, 123456),
         warnings=(*run_warnings(records), HOSTILE),
-        charts=learning_charts(
-            [*records, {"kind": "step", "step": 20, "loss": 1.0, "losses": {HOSTILE: 1.0}}]
-        ),
+        charts=learning_charts([*records, {"kind": "step", "step": 20, "loss": 1.0, "losses": {HOSTILE: 1.0}}]),
         figures=[
             Figure(title="Filled in", sheets={"": reconstruction_sheet(images, images, mask, (4, 4))}),
             Figure(

@@ -81,9 +81,7 @@ def test_every_picture_is_decoded(browser: webdriver.Chrome, page: Page) -> None
 @pytest.mark.parametrize("unfolded", [False, True])
 def test_it_fits_the_width(browser: webdriver.Chrome, width: int, unfolded: bool) -> None:
     resize(browser, width)
-    browser.execute_script(
-        "document.querySelectorAll('details').forEach(d => d.open = arguments[0])", unfolded
-    )
+    browser.execute_script("document.querySelectorAll('details').forEach(d => d.open = arguments[0])", unfolded)
     needed, given = browser.execute_script(
         "return [document.documentElement.scrollWidth, document.documentElement.clientWidth]"
     )

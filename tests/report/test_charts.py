@@ -60,10 +60,7 @@ def test_a_long_line_stays_small_and_keeps_its_spike() -> None:
     series = {"loss": list(enumerate(line))}
     svg = line_chart(series, title="T", x_label="x", y_label="y")
     assert len(svg) < 20_000
-    assert (
-        len(line_chart({"loss": series["loss"]}, title="T", x_label="x", y_label="y", smooth_over=1250))
-        < 40_000
-    )
+    assert len(line_chart({"loss": series["loss"]}, title="T", x_label="x", y_label="y", smooth_over=1250)) < 40_000
     path = max((e.get("d", "") for e in ElementTree.fromstring(svg).iter()), key=len)
     ys = [float(place.split()[1]) for place in re.split("[ML]", path)[1:]]
     assert min(ys) < sorted(ys)[1] - 5

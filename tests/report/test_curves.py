@@ -30,9 +30,7 @@ def test_an_empty_log_has_no_charts() -> None:
 
 
 def test_a_single_loss_is_drawn_once() -> None:
-    records: list[Record] = [
-        {"kind": "step", "step": 1, "loss": 2.0, "losses": {"contrast": 2.0}, "lr": None}
-    ]
+    records: list[Record] = [{"kind": "step", "step": 1, "loss": 2.0, "losses": {"contrast": 2.0}, "lr": None}]
     assert titles(records) == ["Loss: contrast"]
 
 

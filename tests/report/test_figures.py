@@ -54,9 +54,7 @@ def test_exactly_the_hidden_patches_turn_grey_or_are_pasted(
         for n in range(rows * columns):
             top, left = n // columns * patch, n % columns * patch
             spot = (b, slice(None), slice(top, top + patch), slice(left, left + patch))
-            assert torch.equal(
-                masked[spot], torch.full_like(images[spot], 0.5) if mask[b, n] else images[spot]
-            )
+            assert torch.equal(masked[spot], torch.full_like(images[spot], 0.5) if mask[b, n] else images[spot])
             assert torch.equal(pasted[spot], -images[spot] - 1 if mask[b, n] else images[spot])
 
 
@@ -107,9 +105,7 @@ def test_reconstruction_rows_show_what_their_headings_say() -> None:
     original, reconstruction = torch.zeros(2, 3, 8, 8), torch.ones(2, 3, 8, 8)
     sheet = reconstruction_sheet(original, reconstruction, one_hot([0, 3], 4), (2, 2))
     assert sheet.headers == ("original", "masked", "reconstructed", "pasted in")
-    corners = [
-        [[int(p[0, 0, 0]), int(p[-1, -1, 0])] for p in (pixels(c.image) for c in row)] for row in sheet.rows
-    ]
+    corners = [[[int(p[0, 0, 0]), int(p[-1, -1, 0])] for p in (pixels(c.image) for c in row)] for row in sheet.rows]
     assert corners[0] == [[0, 0], [128, 0], [255, 255], [255, 0]]
     assert corners[1] == [[0, 0], [0, 128], [255, 255], [0, 255]]
     assert sheet.note.startswith("25.0")

@@ -31,9 +31,7 @@ def test_a_cut_last_line_hides_nothing_before_it(tmp_path: Path, cut: int) -> No
 
 def test_a_line_cut_before_a_restart_is_only_that_line(tmp_path: Path) -> None:
     path = tmp_path / "log.jsonl"
-    path.write_text(
-        '{"kind": "step", "step": 1}\n{"kind": "st{"kind": "step", "step": 1}\n[1]\n\n{"kind": "event"}'
-    )
+    path.write_text('{"kind": "step", "step": 1}\n{"kind": "st{"kind": "step", "step": 1}\n[1]\n\n{"kind": "event"}')
     kinds = [record["kind"] for record in read_log(path)]
     assert kinds == ["step", "damaged", "damaged", "event"]
 
@@ -44,10 +42,7 @@ def test_a_missing_log_is_one_sentence(tmp_path: Path) -> None:
 
 
 def test_of_a_step_done_twice_the_later_record_stands() -> None:
-    records = [
-        {"kind": "step", "step": step, "loss": loss}
-        for step, loss in ((1, 9.0), (2, 8.0), (2, 7.0), (1, 6.0))
-    ]
+    records = [{"kind": "step", "step": step, "loss": loss} for step, loss in ((1, 9.0), (2, 8.0), (2, 7.0), (1, 6.0))]
     assert [(r["step"], r["loss"]) for r in of_kind(records, "step")] == [(1, 6.0), (2, 7.0)]
     evaluations = [
         {"kind": "evaluation", "step": 0, "name": name, "network": network}

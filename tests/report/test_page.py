@@ -53,9 +53,7 @@ def test_hostile_text_stays_text(page: Page) -> None:
     reader = read(page)
     assert "script" not in {tag for tag, _ in reader.elements}
     assert not [name for _, attributes in reader.elements for name in attributes if name.startswith("on")]
-    assert not [
-        a for tag, a in reader.elements if tag == "img" and not str(a["src"]).startswith("data:image/")
-    ]
+    assert not [a for tag, a in reader.elements if tag == "img" and not str(a["src"]).startswith("data:image/")]
     text = "".join(reader.words)
     # Title, heading, method, idea, data, verdict, warning, figure, sheet, labels, settings, versions, files.
     assert text.count("""<script>alert("1")</script>""") > 60

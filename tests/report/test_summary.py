@@ -53,9 +53,7 @@ def test_tables(records: list[Record]) -> None:
 
 
 def test_a_long_table_is_thinned_to_its_last_row() -> None:
-    records: list[Record] = [
-        {"kind": "health", "step": s, "figures": {"rank": s}, "warnings": []} for s in range(1001)
-    ]
+    records: list[Record] = [{"kind": "health", "step": s, "figures": {"rank": s}, "warnings": []} for s in range(1001)]
     table = health_table(records)
     assert len(table.rows) <= 24
     assert table.rows[-1] == ("1,000", "1000")

@@ -74,7 +74,12 @@ def test_two_halves_give_the_gradient_of_the_whole_batch() -> None:
         trainer.method.double()
     batch = batch_of(whole)
     parts = [
-        replace(batch, crops=tuple(crop[half] for crop in batch.crops), indices=batch.indices[half])
+        replace(
+            batch,
+            crops=tuple(crop[half] for crop in batch.crops),
+            boxes=tuple(box[half] for box in batch.boxes),
+            indices=batch.indices[half],
+        )
         for half in (slice(0, 4), slice(4, 8))
     ]
     one, two = whole.train_step([batch]), halves.train_step(parts)
@@ -134,8 +139,8 @@ def test_a_loss_that_is_not_finite_changes_no_weight() -> None:
     with pytest.raises(NonFiniteLoss) as error:
         trainer.train_step([batch_of(trainer, 40, first=100)])
     assert re.fullmatch(
-        r"loss 'reconstruction' is (inf|nan) at step 1, samples 100, 101, .*, 131, \.\.\.; the step was not applied and "
-        r"the last checkpoint is intact: try a lower --lr, clipping, or --precision fp32",
+        r"loss 'reconstruction' is (inf|nan) at step 1, samples 100, 101, .*, 131, \.\.\.; "
+        r"the step was not applied and the last checkpoint is intact: try a lower --lr, clipping, or --precision fp32",
         str(error.value),
     )
     assert trainer.step == 1

@@ -38,8 +38,8 @@ class Batch:
     from here on (flips, shifts, colours, masks) a function of the batch alone; None draws from torch's global state.
     """
 
-    crops: tuple[UInt8[Tensor, "B V C H W"], ...]
-    boxes: tuple[Float[Tensor, "B V 6"], ...]
+    crops: tuple[UInt8[Tensor, "B _ C _ _"], ...]
+    boxes: tuple[Float[Tensor, "B _ 6"], ...]
     indices: Int64[Tensor, " B"]
     seed: int | None = None
 

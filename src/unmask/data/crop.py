@@ -69,7 +69,7 @@ def random_box(generator: np.random.Generator, height: int, width: int, crop: Cr
 
 def crop_image(
     opened: OpenImage, crops: Sequence[CropConfig], generator: np.random.Generator, *, channels: int
-) -> tuple[tuple[UInt8[Tensor, "V C H W"], ...], tuple[Float[Tensor, "V 6"], ...]]:
+) -> tuple[tuple[UInt8[Tensor, "_ C _ _"], ...], tuple[Float[Tensor, "_ 6"], ...]]:
     """All random crops of all groups, cut from one decoding, with their boxes as `Batch.boxes` has them.
 
     Raises DecodeError when the pixels cannot be decoded.

@@ -43,8 +43,8 @@ class Sample:
     `index` is the image really used. `crops` is empty when none was found.
     """
 
-    crops: tuple[UInt8[Tensor, "V C H W"], ...]
-    boxes: tuple[Float[Tensor, "V 6"], ...]
+    crops: tuple[UInt8[Tensor, "_ C _ _"], ...]
+    boxes: tuple[Float[Tensor, "_ 6"], ...]
     index: int
     bad: tuple[BadFile, ...]
 

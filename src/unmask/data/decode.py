@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -103,7 +104,7 @@ class OpenImage:
         return Decoded(pixels[:, :, None] if channels == 1 else pixels, self.height, self.width, reduction)
 
 
-def open_image(data: bytes | NDArray[np.uint8]) -> OpenImage:
+def open_image(data: bytes | NDArray[Any]) -> OpenImage:
     """Read an image's header, or check an array of shape [H, W, C] or [H, W]; only a JPEG is decoded later.
 
     Raises DecodeError.
@@ -121,12 +122,12 @@ def open_image(data: bytes | NDArray[np.uint8]) -> OpenImage:
     return OpenImage(image, height, width, orientation)
 
 
-def decode(data: bytes | NDArray[np.uint8], *, min_size: tuple[int, int] | None, channels: int) -> Decoded:
+def decode(data: bytes | NDArray[Any], *, min_size: tuple[int, int] | None, channels: int) -> Decoded:
     """The pixels of an image: upright, 8 bits, without alpha (laid on white); see `OpenImage.decode`."""
     return open_image(data).decode(min_size=min_size, channels=channels)
 
 
-def read_size(data: bytes | NDArray[np.uint8]) -> tuple[int, int]:
+def read_size(data: bytes | NDArray[Any]) -> tuple[int, int]:
     """Height and width of the upright image, from the header alone. Raises DecodeError."""
     if not isinstance(data, bytes):
         return open_image(data).height, open_image(data).width

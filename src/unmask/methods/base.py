@@ -16,7 +16,8 @@ from typing_extensions import Doc
 from unmask.colour import ColourConfig
 from unmask.data.batch import Batch, CropConfig
 from unmask.masking import MaskConfig, sample_mask
-from unmask.models.encoder import Encoder, EncoderConfig
+from unmask.models.encoder import Encoder
+from unmask.models.encoder_config import EncoderConfig
 from unmask.optimisation import OptimizerConfig
 from unmask.views import Views, generators, shared_crop_views
 

@@ -34,7 +34,8 @@ from unmask.masking import MaskConfig, sample_mask
 from unmask.methods.base import Inspection, Losses, Method, MethodConfig, MethodInfo, check_mask, only_crop
 from unmask.methods.mae import paint
 from unmask.models.decoder import DecoderConfig, TransformerDecoder
-from unmask.models.encoder import Encoder, EncoderConfig
+from unmask.models.encoder import Encoder
+from unmask.models.encoder_config import EncoderConfig
 from unmask.models.heads import MLPHead, MLPHeadConfig
 from unmask.models.target import ema_update_, frozen_copy
 from unmask.objectives.contrastive import batch_infonce
@@ -194,7 +195,7 @@ class CMAE(Method):
 
     def decays(self, name: str, parameter: Tensor) -> bool:
         # The authors name what is left undecayed; batch norm's weights (in the heads) are not among it.
-        layer_norm = ".norm" in name
+        layer_norm = "norm" in name  # also q_norm and k_norm of encoders that have them
         return not (layer_norm or name.endswith(("bias", "pos_embed", "mask_token", "cls_token")))
 
     def exported(self) -> Encoder:

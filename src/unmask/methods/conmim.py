@@ -38,7 +38,8 @@ from unmask.methods.base import (
     one_dimensional,
     shared_views,
 )
-from unmask.models.encoder import Encoder, EncoderConfig
+from unmask.models.encoder import Encoder
+from unmask.models.encoder_config import EncoderConfig
 from unmask.models.heads import MLPHead, MLPHeadConfig
 from unmask.models.target import ema_update_, frozen_copy
 from unmask.objectives.contrastive import patch_infonce

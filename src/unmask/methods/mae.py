@@ -30,7 +30,8 @@ from unmask.methods.base import (
     shared_views,
 )
 from unmask.models.decoder import DecoderConfig, TransformerDecoder
-from unmask.models.encoder import Encoder, EncoderConfig
+from unmask.models.encoder import Encoder
+from unmask.models.encoder_config import EncoderConfig
 from unmask.objectives.reconstruction import (
     mean_squared_error,
     normalise_patches,

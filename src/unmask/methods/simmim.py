@@ -31,7 +31,8 @@ from unmask.methods.base import (
     one_dimensional,
     shared_views,
 )
-from unmask.models.encoder import Encoder, EncoderConfig
+from unmask.models.encoder import Encoder
+from unmask.models.encoder_config import EncoderConfig
 from unmask.objectives.reconstruction import absolute_error_per_pixel, patchify, unpatchify
 from unmask.optimisation import OptimizerConfig
 from unmask.views import Views

@@ -26,7 +26,8 @@ from jaxtyping import Float, UInt8
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from unmask.models.encoder import Encoder, EncoderConfig, timm_arguments
+from unmask.models.encoder import Encoder
+from unmask.models.encoder_config import EncoderConfig, timm_arguments
 from unmask.views import normalise, to_float
 
 HEADER = "unmask_encoder"

@@ -1,12 +1,11 @@
 """The demonstration: ConMIM with a small ViT on built-in photos of clothes, minutes on a laptop's processor."""
 
-
 from __future__ import annotations
 
 from unmask.config import RunConfig
 from unmask.masking import MaskConfig
 from unmask.methods.conmim import ConMIMConfig
-from unmask.models.encoder import EncoderConfig
+from unmask.models.encoder_config import EncoderConfig
 from unmask.models.heads import MLPHeadConfig
 from unmask.optimisation import OptimizerConfig
 from unmask.schedule import Schedule

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from unmask.interop.authors.names import NameTable
 from unmask.methods.base import IMAGENET_MEAN, IMAGENET_STD, Method
-from unmask.models.encoder import EncoderConfig
+from unmask.models.encoder_config import EncoderConfig
 from unmask.optimisation import OptimizerConfig
 from unmask.views import Views, normalise, to_float
 
