@@ -23,6 +23,7 @@ ROOT = Path(unmask.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 # Left to right: a room imports only from rooms before it. The package's own __init__ imports lazily and from all.
 ORDER = (
+    "errors",
     "data",
     "masking",
     "colour",

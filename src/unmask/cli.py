@@ -9,8 +9,11 @@ from __future__ import annotations
 import difflib
 import importlib
 import io
+import os
 import sys
 from collections.abc import Sequence
+
+from unmask.errors import Failure
 
 COMMANDS = {
     "pretrain": "turn a folder of images into an encoder",
@@ -35,6 +38,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return code
     except ValueError as error:
         return _refuse(str(error), 2)
+    except Failure as error:
+        return _refuse(str(error), 1)
     except KeyboardInterrupt:
         return _refuse("interrupted", 130)
     except BrokenPipeError:
@@ -57,6 +62,9 @@ def _run(given: list[str]) -> int:
         near = difflib.get_close_matches(command, COMMANDS, n=1)
         hint = f"did you mean {near[0]!r}?" if near else "see unmask --help"
         raise ValueError(f"unknown command {command!r}; {hint}")
+    # Threads that wait by spinning make a step several times slower as soon as anything else runs on the machine, and
+    # gain nothing on a quiet one. This must be set before torch starts its threads.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     return int(importlib.import_module(f"unmask.commands.{command}").run(rest))
 
 

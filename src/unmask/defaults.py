@@ -21,9 +21,7 @@ class Wishes:
     patch_size: int | None = None
     channels: int | None = None
     normalisation: str = "imagenet"
-    batch_size: int | None = None
     lr: float | None = None
-    workers: int | None = None
 
 
 def default_patch(side: int) -> int:

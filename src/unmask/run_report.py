@@ -120,7 +120,7 @@ def _figures(config: RunConfig, folder: RunFolder, method: Method) -> tuple[list
         return [
             *_method_figures(method, views),
             _attention_figure(method, trained, start, views),
-            _neighbour_figure(trained, start, source, workers=config.training.workers),
+            _neighbour_figure(trained, start, source),
         ], []
     except ValueError as error:
         return [], [f"There are no pictures: {error}."]
@@ -185,7 +185,7 @@ def _attention_figure(method: Method, trained: PretrainedEncoder, start: Pretrai
     return Figure(title="Attention", sheets={"Random start": sheet(start), "Pre-trained": sheet(trained)})
 
 
-def _neighbour_figure(trained: PretrainedEncoder, start: PretrainedEncoder, source: Source, *, workers: int) -> Figure:
+def _neighbour_figure(trained: PretrainedEncoder, start: PretrainedEncoder, source: Source) -> Figure:
     """The nearest images of some images, before and after training."""
     chosen = np.random.default_rng(0).permutation(len(source))[:GALLERY]
     gallery = source.subset(chosen)

@@ -7,12 +7,16 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from types import ModuleType
 
 import pytest
 
 from unmask import __version__
 from unmask.cli import COMMANDS, main
+from unmask.commands.pretrain import Pretrain, resolve
+from unmask.data.loader import WorkerDied
+from unmask.methods.conmim import ConMIMConfig
 
 LIGHT = """
 import sys
@@ -104,3 +108,21 @@ def test_help_goes_quietly_into_a_closed_pipe() -> None:
     )
     os.close(writer)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_slash_behind_a_folder_names_the_same_run(photo_folder: Path) -> None:
+    settings = ConMIMConfig()
+    with_slash, _ = resolve(Pretrain(data=f"{photo_folder}/", settings=settings), None)
+    without, _ = resolve(Pretrain(data=str(photo_folder), settings=settings), None)
+    assert with_slash == without
+
+
+def test_a_failure_of_ours_is_one_sentence_and_exit_code_1(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(_: list[str]) -> int:
+        raise WorkerDied("a data worker died")
+
+    monkeypatch.setattr("unmask.commands.verify.run", fail)
+    assert main(["verify"]) == 1
+    assert capsys.readouterr().err == "unmask: a data worker died\n"

@@ -58,24 +58,15 @@ def test_every_knob_says_what_it_means(method: str) -> None:
         assert knob.meaning[0] not in "[ ", knob
 
 
-def test_methods_are_a_table(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setenv("COLUMNS", "300")
-    header, *rows = printed(["methods"], capsys).splitlines()
-    assert re.split(r" {2,}", header.strip()) == [
-        "name",
-        "family",
-        "paper",
-        "online input",
-        "target",
-        "objective",
-        "proof",
-    ]
-    assert [row.split()[0] for row in rows] == list(METHODS)
-    for row, method in zip(rows, METHODS.values(), strict=True):
+def test_methods_are_listed_with_what_tells_them_apart(capsys: pytest.CaptureFixture[str]) -> None:
+    entries = re.split(r"\n(?=\S)", printed(["methods"], capsys).strip())
+    assert [entry.split()[0] for entry in entries] == list(METHODS)
+    for entry, method in zip(entries, METHODS.values(), strict=True):
         info = method.info
-        for word in (info.family, f"{info.paper} ({info.year})", info.online_input, info.target, info.objective):
-            assert word in row
-        assert row.rstrip().endswith("golden vectors (unmask verify)")
+        for words in (info.title, info.family, f"{info.paper} ({info.year})", info.idea):
+            assert words in entry
+        assert f"online: {info.online_input}; target: {info.target}; objective: {info.objective}" in entry
+        assert entry.endswith("agrees with its authors' code (unmask verify)")
 
 
 def test_recipes_tell_their_command(capsys: pytest.CaptureFixture[str]) -> None:

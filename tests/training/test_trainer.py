@@ -214,6 +214,19 @@ def test_a_restored_trainer_takes_the_same_steps(method: str) -> None:
         assert torch.equal(value, weights(restored)[name]), name
 
 
+def test_stochastic_depth_follows_the_batchs_seed_alone() -> None:
+    settings = tiny_settings("simmim")
+    settings = replace(settings, encoder=replace(settings.encoder, depth=4, drop_path=0.9))
+    losses = []
+    for state in (1, 2):
+        trainer = trainer_of("simmim", settings)
+        torch.manual_seed(state)
+        losses.append([trainer.train_step([batch_of(trainer, seed=seed)]).loss for seed in (5, 6)])
+    assert losses[0] == losses[1]
+    still = trainer_of("simmim", replace(settings, encoder=replace(settings.encoder, drop_path=0.0)))
+    assert still.train_step([batch_of(still, seed=5)]).loss != losses[0][0]
+
+
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rich.console import Console
-from rich.table import Table
 
 from unmask.commands.parse import parse
 from unmask.interop.authors import AUTHORS
@@ -21,20 +20,15 @@ class Methods:
 def run(arguments: Sequence[str]) -> int:
     """The exit code of `unmask methods`."""
     parse(Methods, arguments, command="methods")
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for header in ("name", "family", "paper", "online input", "target", "objective", "proof"):
-        table.add_column(header, overflow="fold")
+    console = Console(soft_wrap=True)
     for name, method in METHODS.items():
         info = method.info
-        proof = "golden vectors (unmask verify)" if name in AUTHORS else "formulas"
-        row = (
-            info.family,
-            f"{info.paper} ({info.year})",
-            info.online_input,
-            info.target,
-            info.objective,
+        proof = "agrees with its authors' code (unmask verify)" if name in AUTHORS else "tested against its formulas"
+        console.print(f"[bold]{name}[/bold]  {info.title}, {info.paper} ({info.year}); {info.family}", highlight=False)
+        for line in (
+            info.idea,
+            f"online: {info.online_input}; target: {info.target}; objective: {info.objective}",
             proof,
-        )
-        table.add_row(f"[bold]{name}[/bold]", *row)
-    Console().print(table)
+        ):
+            console.print(f"    {line}", highlight=False)
     return 0

@@ -24,7 +24,7 @@ from unmask.pretrain import pretrain
 from unmask.recipes import find_recipe
 from unmask.run_folder import RunFolder
 from unmask.run_report import write_report
-from unmask.training.trainer import NonFiniteLoss, TrainingConfig, TrainingOptions, choose_device
+from unmask.training.trainer import TrainingConfig, TrainingOptions, choose_device
 
 STOPPED = 75
 
@@ -69,11 +69,7 @@ def run(arguments: Sequence[str]) -> int:
     config, notes = resolve(command, base)
     folder = RunFolder(command.out or Path("runs") / default_name(config, command.recipe))
     describe(config, folder, notes, console)
-    try:
-        outcome = pretrain(config, folder, console)
-    except NonFiniteLoss as error:
-        Console(stderr=True, soft_wrap=True).print(f"unmask: {error}", style="red", highlight=False, markup=False)
-        return 1
+    outcome = pretrain(config, folder, console)
     if outcome.kind == "stopped":
         console.print(
             f"stopped by {outcome.signal} at step {outcome.step}, all saved; the same command resumes",
@@ -127,7 +123,9 @@ def _defaults(arguments: Sequence[str], base: RunConfig | None) -> Pretrain:
 
 def resolve(command: Pretrain, base: RunConfig | None) -> tuple[RunConfig, list[str]]:
     """The full configuration of a run, and a sentence for everything that was chosen for the data."""
-    source = open_source(command.data)
+    # The same folder with and without a slash behind it is the same run.
+    data = command.data.rstrip("/") or command.data
+    source = open_source(data)
     channels = command.settings.encoder.channels if command.channels is None else command.channels
     first_readable(source, channels=channels)
     settings, notes = _settings(command, source, fit_to_data=base is None)
@@ -139,7 +137,7 @@ def resolve(command: Pretrain, base: RunConfig | None) -> tuple[RunConfig, list[
         batch_size=batch,
         workers=default_workers() if command.workers is None else command.workers,
     )
-    config = RunConfig(data=command.data, method=command.method_name, settings=settings, training=training)
+    config = RunConfig(data=data, method=command.method_name, settings=settings, training=training)
     return config, [f"{len(source)} images", *notes]
 
 

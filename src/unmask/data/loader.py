@@ -24,8 +24,13 @@ from unmask.data.batch import Batch, CropConfig
 from unmask.data.crop import Stream, sample_generator
 from unmask.data.dataset import BadFile, CenterCropDataset, CropDataset, Sample
 from unmask.data.sources import Source
+from unmask.errors import Failure
 
 _MIN_FILES_TO_JUDGE = 20
+
+
+class WorkerDied(Failure):
+    """A process that decodes images was ended by the system."""
 
 
 class TooManyBadFiles(ValueError):
@@ -241,7 +246,7 @@ def _watched(batches: Iterator[_Loaded]) -> Iterator[_Loaded]:
         except RuntimeError as error:
             if not str(error).startswith("DataLoader worker"):
                 raise
-            raise RuntimeError(
+            raise WorkerDied(
                 "a data worker died, most likely because memory or shared memory (/dev/shm) ran out: "
                 f"use fewer workers or a smaller batch ({str(error).strip()})"
             ) from error

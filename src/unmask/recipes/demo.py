@@ -39,6 +39,6 @@ def demo() -> RunConfig:
             optimizer=OptimizerConfig(lr=2e-3, lr_batch=None, betas=(0.9, 0.98), warmup_epochs=2, min_lr=1e-5),
         ),
         training=TrainingConfig(
-            epochs=9, batch_size=128, workers=1, log_every=10, checkpoint_every=200, evaluate_every=2
+            epochs=9, batch_size=128, workers=1, log_every=10, checkpoint_every=200, evaluate_every=3
         ),
     )

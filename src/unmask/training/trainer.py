@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from typing_extensions import Doc
 
 from unmask.data.batch import Batch
+from unmask.errors import Failure
 from unmask.methods.base import Losses, Method
 from unmask.optimisation import build_adamw
 from unmask.training.checkpoint import (
@@ -78,7 +79,7 @@ class TrainingConfig(TrainingOptions):
             raise ValueError(f"max_bad_share must lie in (0, 1], got {self.max_bad_share}")
 
 
-class NonFiniteLoss(RuntimeError):
+class NonFiniteLoss(Failure):
     """A loss, gradient or feature is NaN or infinite: the training broke down."""
 
 
