@@ -62,8 +62,8 @@ def _run(given: list[str]) -> int:
         near = difflib.get_close_matches(command, COMMANDS, n=1)
         hint = f"did you mean {near[0]!r}?" if near else "see unmask --help"
         raise ValueError(f"unknown command {command!r}; {hint}")
-    # Threads that wait by spinning make a step several times slower as soon as anything else runs on the machine, and
-    # gain nothing on a quiet one. This must be set before torch starts its threads.
+    # Threads that wait by spinning make a step several times slower as soon as anything else runs on the machine; on a
+    # quiet one sleeping costs some speed, and the variable is the user's to set. It counts before torch starts threads.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     return int(importlib.import_module(f"unmask.commands.{command}").run(rest))
 

@@ -38,7 +38,5 @@ def demo() -> RunConfig:
             momentum=Schedule(kind="cosine", start=0.99, end=1.0),
             optimizer=OptimizerConfig(lr=2e-3, lr_batch=None, betas=(0.9, 0.98), warmup_epochs=2, min_lr=1e-5),
         ),
-        training=TrainingConfig(
-            epochs=9, batch_size=128, workers=1, log_every=10, checkpoint_every=200, evaluate_every=3
-        ),
+        training=TrainingConfig(epochs=9, batch_size=128, workers=1, log_every=10, checkpoint_every=200),
     )
