@@ -12,12 +12,12 @@ from typing import Literal
 import torch
 
 from unmask.data.sources import Source
-from unmask.evaluation.features import FeatureExtractor, extract, pixel_extractor
+from unmask.evaluation.features import FeatureExtractor, pixel_extractor
 from unmask.evaluation.full_linear import FullLinearConfig, full_linear
 from unmask.evaluation.knn import KnnConfig, knn
 from unmask.evaluation.linear import LinearConfig, quick_linear
 from unmask.evaluation.metrics import Score
-from unmask.evaluation.protocols import EVALUATION_BATCH
+from unmask.evaluation.protocols import features_at_size_of
 from unmask.models.encoder import Encoder
 from unmask.models.pretrained import Pooling, PretrainedEncoder, open_encoder
 from unmask.pretrain import build_method, exported_encoder
@@ -85,7 +85,7 @@ def evaluate(
     networks.append(("pretrained", partial(trained.to(settings.device).features, pooling=settings.pooling)))
     for network, extractor in networks:
         on_start(network)
-        score = _score(extractor, halves, settings, (height, width), trained.encoder.config.channels)
+        score = _score(extractor, halves, settings, trained.encoder)
         yield Evaluation(protocol=settings.protocol, network=network, score=score)
 
 
@@ -93,34 +93,22 @@ def _score(
     extractor: FeatureExtractor,
     halves: tuple[Source, Source],
     settings: EvaluationSettings,
-    size: tuple[int, int],
-    channels: int,
+    encoder: Encoder,
 ) -> Score:
-    height, width = size
     if settings.protocol == "full-linear":
+        height, width = encoder.image_size
         return full_linear(
             extractor,
             *halves,
             settings.full_linear,
             height=height,
             width=width,
-            channels=channels,
+            channels=encoder.config.channels,
             seed=settings.seed,
             workers=settings.workers,
             device=settings.device,
         ).score
-    train, test = (
-        extract(
-            extractor,
-            half,
-            height=height,
-            width=width,
-            channels=channels,
-            batch_size=EVALUATION_BATCH,
-            workers=settings.workers,
-        )
-        for half in halves
-    )
+    train, test = (features_at_size_of(encoder, extractor, half, workers=settings.workers) for half in halves)
     if settings.protocol == "knn":
         return knn(train, test, settings.knn, device=settings.device)
     return quick_linear(train, test, settings.linear, settings.seed, device=settings.device).score
