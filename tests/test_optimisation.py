@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from unmask.optimisation import OptimizerConfig, build_adamw, parameter_groups
+from unmask.optimisation import OptimizerConfig, ParameterRule, build_optimizer, finish_gradients, set_rates
 
 
 def _network() -> nn.Module:
@@ -19,13 +19,13 @@ def _network() -> nn.Module:
     return network
 
 
-def _is_matrix(name: str, parameter: Tensor) -> bool:
-    return parameter.ndim > 1
+def _is_matrix(name: str, parameter: Tensor) -> ParameterRule:
+    return ParameterRule(decay=parameter.ndim > 1)
 
 
 def test_groups_hold_every_trainable_parameter_once_with_its_name() -> None:
     network = _network()
-    decayed, free = parameter_groups(network, _is_matrix, 0.1)
+    decayed, free = build_optimizer(network, _is_matrix, OptimizerConfig(weight_decay=0.1)).param_groups
     assert (decayed["weight_decay"], free["weight_decay"]) == (0.1, 0.0)
     assert decayed["names"] == ["0.weight", "2.weight"]
     assert free["names"] == ["0.bias", "1.weight", "1.bias"]
@@ -35,16 +35,89 @@ def test_groups_hold_every_trainable_parameter_once_with_its_name() -> None:
         assert all(parameters[name] is parameter for name, parameter in named)
 
 
-def test_empty_groups_are_left_out() -> None:
-    (group,) = parameter_groups(_network(), lambda name, parameter: True, 0.1)
-    assert group["weight_decay"] == 0.1
-    assert parameter_groups(_network().requires_grad_(False), _is_matrix, 0.1) == []
+def test_parameters_of_one_rule_are_one_group() -> None:
+    (group,) = build_optimizer(
+        _network(), lambda name, parameter: ParameterRule(decay=True), OptimizerConfig()
+    ).param_groups
+    assert group["weight_decay"] == 0.05
+
+
+def test_rates_follow_the_rules() -> None:
+    def rule(name: str, parameter: Tensor) -> ParameterRule:
+        return ParameterRule(
+            decay=parameter.ndim > 1, lr_scale=5.0 if name == "0.weight" else 1.0, constant_lr=name == "1.bias"
+        )
+
+    optimizer = build_optimizer(_network(), rule, OptimizerConfig())
+    set_rates(optimizer, rate=0.1, peak=0.3, weight_decay=0.7)
+    found = {name: (group["lr"], group["weight_decay"]) for group in optimizer.param_groups for name in group["names"]}
+    assert found == {
+        "0.weight": (0.5, 0.7),
+        "0.bias": (0.1, 0.0),
+        "1.weight": (0.1, 0.0),
+        "1.bias": (0.3, 0.0),
+        "2.weight": (0.1, 0.7),
+    }
+
+
+def _with_gradients(config: OptimizerConfig, rule: Any) -> tuple[nn.Module, torch.optim.Optimizer]:
+    network = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+    generator = torch.Generator().manual_seed(0)
+    for parameter in network.parameters():
+        parameter.grad = torch.randn(parameter.shape, generator=generator)
+    return network, build_optimizer(network, rule, config)
+
+
+def test_gradients_are_clipped_together_each_alone_or_not_at_all() -> None:
+    def plain(name: str, parameter: Tensor) -> ParameterRule:
+        return ParameterRule(decay=True, clip=name != "1.bias")
+
+    for clip, each in ((None, False), (0.5, False), (0.5, True)):
+        config = OptimizerConfig(clip=clip, clip_each=each)
+        network, optimizer = _with_gradients(config, plain)
+        before = {name: value.grad.clone() for name, value in network.named_parameters() if value.grad is not None}
+        total = torch.cat([value.flatten() for value in before.values()]).norm()
+        counted = torch.cat([value.flatten() for name, value in before.items() if name != "1.bias"]).norm()
+        torch.testing.assert_close(finish_gradients(optimizer, config, 0.0), total)
+        for name, value in network.named_parameters():
+            norm = before[name].norm() if each else counted
+            factor = 1.0 if clip is None or name == "1.bias" else min(1.0, clip / (float(norm) + 1e-6))
+            assert value.grad is not None
+            torch.testing.assert_close(value.grad, before[name] * factor)
+
+
+def test_held_back_parameters_do_not_move_and_do_not_decay() -> None:
+    def rule(name: str, parameter: Tensor) -> ParameterRule:
+        return ParameterRule(decay=True, frozen_until=0.5 if name == "1.weight" else 0.0)
+
+    for progress, moves in ((0.0, False), (0.49, False), (0.5, True)):
+        network, optimizer = _with_gradients(OptimizerConfig(), rule)
+        before = {name: value.detach().clone() for name, value in network.named_parameters()}
+        set_rates(optimizer, rate=0.1, peak=0.1, weight_decay=0.5)
+        finish_gradients(optimizer, OptimizerConfig(), progress)
+        optimizer.step()
+        for name, value in network.named_parameters():
+            assert torch.equal(value, before[name]) is (name == "1.weight" and not moves)
+
+
+def test_sgd_is_torchs() -> None:
+    _, optimizer = _with_gradients(
+        OptimizerConfig(kind="sgd", sgd_momentum=0.7), lambda name, value: ParameterRule(decay=True)
+    )
+    assert isinstance(optimizer, torch.optim.SGD)
+    assert optimizer.param_groups[0]["momentum"] == 0.7
+
+
+def test_weight_decay_follows_a_cosine_where_it_has_an_end() -> None:
+    assert OptimizerConfig(weight_decay=0.04).weight_decay_at(0.7) == 0.04
+    config = OptimizerConfig(weight_decay=0.04, weight_decay_end=0.4)
+    assert [config.weight_decay_at(share) for share in (0.0, 0.5, 1.0)] == pytest.approx([0.04, 0.22, 0.4])
 
 
 def test_adamw_decays_what_the_method_decays_and_nothing_else() -> None:
     network = _network()
     config = OptimizerConfig(weight_decay=0.5, betas=(0.8, 0.9), eps=1e-6)
-    optimizer = build_adamw(network, _is_matrix, config)
+    optimizer = build_optimizer(network, _is_matrix, config)
     assert isinstance(optimizer, torch.optim.AdamW)
     before = {name: value.clone() for name, value in network.named_parameters()}
     for group in optimizer.param_groups:
@@ -62,7 +135,9 @@ def test_adamw_decays_what_the_method_decays_and_nothing_else() -> None:
 def test_the_fused_step_is_adamws_formula() -> None:
     parameter = nn.Parameter(torch.tensor([1.0, -2.0], dtype=torch.float64))
     module = nn.ParameterDict({"weight": parameter})
-    optimizer = build_adamw(module, lambda name, value: True, OptimizerConfig(weight_decay=0.1, betas=(0.9, 0.99)))
+    optimizer = build_optimizer(
+        module, lambda name, value: ParameterRule(decay=True), OptimizerConfig(weight_decay=0.1, betas=(0.9, 0.99))
+    )
     expected, first, second = parameter.data.clone(), torch.zeros(2).double(), torch.zeros(2).double()
     for step in range(1, 4):
         optimizer.param_groups[0]["lr"] = 0.01 * step

@@ -10,7 +10,7 @@ import torch
 
 from unmask.cli import COMMANDS, main
 from unmask.methods import METHODS
-from unmask.models.encoder import Encoder
+from unmask.models.build import build_encoder
 from unmask.models.encoder_config import EncoderConfig
 from unmask.models.pretrained import encoder_file
 from unmask.training.checkpoint import write_atomically
@@ -26,7 +26,7 @@ def test_python_blocks_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     config = EncoderConfig(
         name="vit_tiny_patch16_224", image_height=32, image_width=32, patch_size=8, width=32, depth=1, heads=2
     )
-    encoder = Encoder(config, mask_token=False)
+    encoder = build_encoder(config, mask_token=False)
     tensors, metadata = encoder_file(encoder, mean=(0.5,) * 3, std=(0.5,) * 3, facts={})
     write_atomically(tmp_path / "encoder.safetensors", tensors, metadata)
 

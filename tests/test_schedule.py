@@ -72,3 +72,10 @@ def test_warm_up_joins_without_a_jump_and_ends_at_the_end() -> None:
     assert at(0.2) == pytest.approx(1.0)
     assert at(0.2 - 1e-9) == pytest.approx(at(0.2 + 1e-9), abs=1e-6)
     assert at(1) == pytest.approx(0.1)
+
+
+def test_a_schedule_may_end_early_and_keeps_its_end() -> None:
+    schedule = Schedule(kind="linear", start=0.04, end=0.07, until=0.3)
+    assert [schedule.at(progress) for progress in (0.0, 0.15, 0.3, 1.0)] == pytest.approx([0.04, 0.055, 0.07, 0.07])
+    with pytest.raises(ValueError, match=r"^a schedule's until must be above 0, got 0$"):
+        Schedule(until=0)

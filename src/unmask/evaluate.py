@@ -18,6 +18,7 @@ from unmask.evaluation.knn import KnnConfig, knn
 from unmask.evaluation.linear import LinearConfig, quick_linear
 from unmask.evaluation.metrics import Score
 from unmask.evaluation.protocols import features_at_size_of
+from unmask.models.build import build_encoder
 from unmask.models.encoder import Encoder
 from unmask.models.pretrained import Pooling, PretrainedEncoder, open_encoder
 from unmask.pretrain import build_method, exported_encoder
@@ -59,7 +60,7 @@ def random_start(spec: str, trained: PretrainedEncoder) -> PretrainedEncoder:
         return exported_encoder(build_method(config), f"{spec} at its random start")
     torch.manual_seed(0)
     return PretrainedEncoder(
-        encoder=Encoder(trained.encoder.config, mask_token=False),
+        encoder=build_encoder(trained.encoder.config, mask_token=False),
         mean=trained.mean,
         std=trained.std,
         origin="random start",

@@ -1,4 +1,4 @@
-"""AdamW as the methods' authors set it: which parameters are decayed, and the learning rate of every step.
+"""The optimizer as the methods' authors set it: what is decayed, clipped and held back, and the rate of every step.
 
 Lives left of `methods`, because a method's configuration holds its authors' optimizer settings.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,11 @@ from unmask.schedule import Schedule, warmup_then
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """AdamW with warm-up and decay of the learning rate."""
+    """An optimizer with warm-up and decay of the learning rate."""
+
+    kind: Annotated[
+        Literal["adamw", "sgd"], Doc("adamw; sgd: with momentum and weight decay added to the gradient.")
+    ] = "adamw"
 
     lr: Annotated[
         float,
@@ -30,7 +34,11 @@ class OptimizerConfig:
     ] = 256
     betas: Annotated[tuple[float, float], Doc("AdamW's decay of its first and second moments.")] = (0.9, 0.95)
     eps: Annotated[float, Doc("AdamW's epsilon.")] = 1e-8
-    weight_decay: Annotated[float, Doc("Decoupled weight decay of the parameters that the method decays.")] = 0.05
+    sgd_momentum: Annotated[float, Doc("SGD's momentum.")] = 0.9
+    weight_decay: Annotated[float, Doc("Weight decay of the parameters that the method decays.")] = 0.05
+    weight_decay_end: Annotated[
+        float | None, Doc("Weight decay at the end of the run, approached by a cosine; None: it stays.")
+    ] = None
     warmup_epochs: Annotated[float, Doc("Epochs of linear warm-up; at most a fifth of the run is used.")] = 40.0
     warmup_start: Annotated[float, Doc("Share of the peak rate at which warm-up begins.")] = 0.0
     decay: Annotated[
@@ -39,7 +47,8 @@ class OptimizerConfig:
     ] = "cosine"
     step_at: Annotated[float, Doc("Share of the run after which decay 'step' divides the rate by ten.")] = 0.875
     min_lr: Annotated[float, Doc("Absolute learning rate at the end of the cosine.")] = 0.0
-    clip: Annotated[float | None, Doc("Clip the gradient's total L2 norm to this; None: no clipping.")] = None
+    clip: Annotated[float | None, Doc("Clip the gradient's L2 norm to this; None: no clipping.")] = None
+    clip_each: Annotated[bool, Doc("Clip each parameter's gradient by its own norm, not all by the total.")] = False
 
     def __post_init__(self) -> None:
         at_least_zero = {
@@ -59,6 +68,11 @@ class OptimizerConfig:
         """Peak learning rate for a global batch of `batch_size` images."""
         return self.lr if self.lr_batch is None else self.lr * batch_size / self.lr_batch
 
+    def weight_decay_at(self, progress: float) -> float:
+        """Weight decay at `progress`: from the start value to the end value by a cosine (DINO)."""
+        end = self.weight_decay if self.weight_decay_end is None else self.weight_decay_end
+        return Schedule(kind="cosine", start=self.weight_decay, end=end).at(progress)
+
     def at(self, progress: float, *, batch_size: int, epochs: float) -> float:
         """Learning rate at `progress` of a run of `epochs` epochs with global batch `batch_size`."""
         peak = self.peak(batch_size)
@@ -72,32 +86,74 @@ class OptimizerConfig:
         return warmup_then(progress, warmup=warmup, start=peak * self.warmup_start, peak=peak, after=after)
 
 
-def parameter_groups(
-    module: nn.Module, decays: Callable[[str, Tensor], bool], weight_decay: float
-) -> list[dict[str, object]]:
-    """Trainable parameters of `module` in two groups: decayed, and not.
+@dataclass(frozen=True, kw_only=True)
+class ParameterRule:
+    """How the authors treat one trainable parameter."""
 
-    Every group also holds the parameters' names under "names", in order: the checkpoint stores optimizer state by name.
+    decay: bool
+    lr_scale: float = 1.0
+    """Factor on the learning rate (M3AE's heads)."""
+    constant_lr: bool = False
+    """Whether it keeps the peak rate throughout (SimSiam's predictor)."""
+    clip: bool = True
+    """Whether its gradient counts in clipping (MSN's prototypes do not)."""
+    frozen_until: float = 0.0
+    """Share of the run during which it is not touched at all (DINO's last layer)."""
+
+
+Rule = Callable[[str, Tensor], ParameterRule]
+
+
+def build_optimizer(module: nn.Module, rule: Rule, config: OptimizerConfig) -> torch.optim.Optimizer:
+    """The optimizer over the trainable parameters of `module`; rates are set at every step by `set_rates`.
+
+    One group for each distinct rule. Every group also holds its rule under "rule" and the parameters' names, in order,
+    under "names": the checkpoint stores optimizer state by name. AdamW is fused where torch can.
     """
-    decayed: dict[str, object] = {"params": [], "names": [], "weight_decay": weight_decay}
-    free: dict[str, object] = {"params": [], "names": [], "weight_decay": 0.0}
+    groups: dict[ParameterRule, dict[str, Any]] = {}
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
-            group = decayed if decays(name, parameter) else free
-            params, names = group["params"], group["names"]
-            assert isinstance(params, list)
-            assert isinstance(names, list)
-            params.append(parameter)
-            names.append(name)
-    return [group for group in (decayed, free) if group["params"]]
-
-
-def build_adamw(module: nn.Module, decays: Callable[[str, Tensor], bool], config: OptimizerConfig) -> torch.optim.AdamW:
-    """AdamW over the trainable parameters of `module`; the learning rate is set at every step by the trainer.
-
-    Fused where torch has a fused kernel for the device and dtype, otherwise one multi-tensor call.
-    """
-    groups = parameter_groups(module, decays, config.weight_decay)
+            treatment = rule(name, parameter)
+            decay = config.weight_decay if treatment.decay else 0.0
+            group = groups.setdefault(treatment, {"params": [], "names": [], "rule": treatment, "weight_decay": decay})
+            group["params"].append(parameter)
+            group["names"].append(name)
+    # Decayed parameters first, so that the order does not depend on which parameter comes first.
+    ordered = sorted(groups.values(), key=lambda group: not group["rule"].decay)
+    if config.kind == "sgd":
+        return torch.optim.SGD(ordered, lr=0.0, momentum=config.sgd_momentum)
     devices = {parameter.device.type for parameter in module.parameters()}
     fused = devices <= {"cuda", "cpu", "mps"}
-    return torch.optim.AdamW(groups, lr=0.0, betas=config.betas, eps=config.eps, fused=fused)
+    return torch.optim.AdamW(ordered, lr=0.0, betas=config.betas, eps=config.eps, fused=fused)
+
+
+def set_rates(optimizer: torch.optim.Optimizer, *, rate: float, peak: float, weight_decay: float) -> None:
+    """Set every group's learning rate and weight decay for the step to come, by its rule."""
+    for group in optimizer.param_groups:
+        rule: ParameterRule = group["rule"]
+        group["lr"] = (peak if rule.constant_lr else rate) * rule.lr_scale
+        group["weight_decay"] = weight_decay if rule.decay else 0.0
+
+
+def finish_gradients(optimizer: torch.optim.Optimizer, config: OptimizerConfig, progress: float) -> Tensor:
+    """Total L2 norm of all gradients as they are; then clip them, and drop those of parameters that are held back.
+
+    A dropped gradient is None, so the optimizer neither moves nor decays its parameter, nor counts a step for it.
+    """
+    norm = nn.utils.get_total_norm(_gradients(optimizer.param_groups))
+    if config.clip is not None:
+        clipped = [group for group in optimizer.param_groups if group["rule"].clip]
+        if config.clip_each:
+            for gradient in _gradients(clipped):
+                gradient.mul_((config.clip / (gradient.norm() + 1e-6)).clamp_(max=1.0))
+        else:
+            nn.utils.clip_grad_norm_([value for group in clipped for value in group["params"]], config.clip)
+    for group in optimizer.param_groups:
+        if progress < group["rule"].frozen_until:
+            for parameter in group["params"]:
+                parameter.grad = None
+    return norm
+
+
+def _gradients(groups: list[dict[str, Any]]) -> list[Tensor]:
+    return [value.grad for group in groups for value in group["params"] if value.grad is not None]

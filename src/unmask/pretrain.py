@@ -26,7 +26,7 @@ from unmask.evaluation.knn import KnnConfig, knn
 from unmask.evaluation.protocols import encoder_features, labelled_or_none
 from unmask.masking import masked_count
 from unmask.methods import find_method
-from unmask.methods.base import Method
+from unmask.methods.base import MaskedMethodConfig, Method
 from unmask.models.pretrained import PretrainedEncoder, encoder_file
 from unmask.progress import RunProgress
 from unmask.run_folder import RunFolder
@@ -81,7 +81,8 @@ def pretrain(config: RunConfig, folder: RunFolder, console: Console) -> Outcome:
         first_readable(source, channels=config.settings.encoder.channels)
         method = build_method(config)
         # A mask that the grid of patches cannot have is refused before anything is written.
-        masked_count(config.settings.mask, method.exported().grid)
+        if isinstance(config.settings, MaskedMethodConfig):
+            masked_count(config.settings.mask, method.exported().grid)
         trainer = Trainer(method, training, steps_per_epoch=len(source) // training.batch_size, device=device)
         folder.claim(config)
         return _Run(config, folder, trainer, source, console, stop).go()

@@ -143,12 +143,13 @@ def _views(config: RunConfig, method: Method, source: Source) -> Views:
 
 @torch.no_grad()
 def _method_figures(method: Method, views: Views) -> list[Figure]:
-    """What this method predicts: painted patches, or places found."""
-    assert views.mask_BN is not None
+    """What this method predicts: painted patches, or places found; nothing where it hides no patches."""
     grid = method.exported().grid
     inspection = method.inspect(views)
     online = _pictures(method, views.online)
-    figures = []
+    figures: list[Figure] = []
+    if views.mask_BN is None:
+        return figures
     if inspection.reconstruction_BCHW is not None:
         sheet = reconstruction_sheet(
             online[:SHOWN],

@@ -22,10 +22,15 @@ class Schedule:
     ] = "constant"
     start: Annotated[float, Doc("Value at progress 0.")] = 0.0
     end: Annotated[float, Doc("Value at progress 1 (ignored when constant).")] = 0.0
+    until: Annotated[float, Doc("Share of the run after which the end is reached and kept.")] = 1.0
+
+    def __post_init__(self) -> None:
+        if self.until <= 0:
+            raise ValueError(f"a schedule's until must be above 0, got {self.until}")
 
     def at(self, progress: float) -> float:
         """The value at `progress`, clamped to [0, 1]."""
-        progress = min(max(progress, 0.0), 1.0)
+        progress = min(max(progress / self.until, 0.0), 1.0)
         if self.kind == "constant":
             return self.start
         if self.kind == "linear":

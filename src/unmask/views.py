@@ -21,11 +21,11 @@ from unmask.masking import Mask
 
 @dataclass(frozen=True)
 class Views:
-    """What a method's forward sees of one batch.
+    """What a method's losses see of one batch; methods that need more derive their own kind.
 
     `online` feeds the trained network and `target` the target network, both normalised; `target` is None for
-    methods whose target is the online view itself. `mask_BN` tells which patches of the online view are
-    hidden.
+    methods whose target is the online view itself, and is simply the second view for Siamese methods. `mask_BN` tells
+    which patches of the online view are hidden; None for methods that hide nothing.
     """
 
     online: Float[Tensor, "B C H W"]
@@ -127,18 +127,37 @@ def shared_crop_views(
     mean: tuple[float, ...],
     std: tuple[float, ...],
     generator: torch.Generator,
+    online_colour: ColourConfig | None = None,
 ) -> tuple[Float[Tensor, "B C H W"], Float[Tensor, "B C H W"] | None]:
     """Online and target view of one crop: one flip for both, colour on the target only (ConMIM).
 
-    `colour` None means that the method has no second view (MAE, SimMIM): the target is then None.
+    `colour` None means that the method has no second view (MAE, SimMIM): the target is then None. `online_colour`
+    is applied before anything else, so that both views have it (BEiT).
     """
     plain_BCHW = to_float(random_flip(crop_BCHW, generator))
+    if online_colour is not None:
+        plain_BCHW = apply_colour(plain_BCHW, sample_colour(online_colour, len(crop_BCHW), generator))
     if colour is None:
         return normalise_(plain_BCHW, mean, std), None
     target_BCHW = apply_colour(plain_BCHW, sample_colour(colour, len(crop_BCHW), generator))
     if target_BCHW is plain_BCHW:  # nothing was changed, and the online view needs the memory
         target_BCHW = plain_BCHW.clone()
     return normalise_(plain_BCHW, mean, std), normalise_(target_BCHW, mean, std)
+
+
+def independent_view(
+    crop_BCHW: UInt8[Tensor, "B C H W"],
+    *,
+    colour: ColourConfig | None,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    generator: torch.Generator,
+) -> Float[Tensor, "B C H W"]:
+    """One crop with a flip and a colour of its own (Siamese methods)."""
+    images_BCHW = to_float(random_flip(crop_BCHW, generator))
+    if colour is not None:
+        images_BCHW = apply_colour(images_BCHW, sample_colour(colour, len(crop_BCHW), generator))
+    return normalise_(images_BCHW, mean, std)
 
 
 def pixel_shift_views(

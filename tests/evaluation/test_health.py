@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from unmask.evaluation.health import Health, diagnose, measure, probe
-from unmask.models.encoder import Encoder
+from unmask.models.build import build_encoder
 from unmask.models.encoder_config import EncoderConfig
 
 HEALTHY = Health(feature_std=0.6, effective_rank=40.0, positive_similarity=0.8, negative_similarity=0.3)
@@ -106,7 +106,7 @@ def test_a_look_leaves_the_encoder_as_it_was(training: bool) -> None:
         name="vit_tiny_patch16_224", image_height=32, image_width=32, patch_size=8, width=32, depth=1, heads=2,
         drop_path=0.5,
     )  # fmt: skip
-    encoder = Encoder(config, mask_token=False).train(training)
+    encoder = build_encoder(config, mask_token=False).train(training)
     first, second = torch.randn(2, 6, 3, 32, 32)
     health = probe(encoder, first, second)
     assert encoder.training is training

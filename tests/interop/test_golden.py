@@ -20,6 +20,7 @@ from unmask.methods.base import Method
 from unmask.methods.cmae import CMAE
 from unmask.methods.conmim import ConMIM
 from unmask.methods.simmim import SimMIM
+from unmask.optimisation import ParameterRule
 
 Read = Callable[[str], tuple[Json, Tensors]]
 Write = Callable[[Json, Tensors], Path]
@@ -182,8 +183,8 @@ def test_the_target_of_a_method_must_be_the_authors(read_case: Read) -> None:
 class _DecaysAll(SimMIM):
     """Decays what the authors leave alone."""
 
-    def decays(self, name: str, parameter: torch.Tensor) -> bool:
-        return True
+    def rule(self, name: str, parameter: torch.Tensor) -> ParameterRule:
+        return ParameterRule(decay=True)
 
 
 class _TargetInEvalMode(ConMIM):

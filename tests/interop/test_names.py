@@ -123,7 +123,7 @@ def test_decayed_are_exactly_the_authors_parameters(case: tuple[Json, Tensors]) 
         if ours in trainable:
             seen.add(ours)
             undecayed = _left_undecayed(json, theirs, tensors[f"init.{theirs}"])
-            assert method.decays(ours, trainable[ours]) is not undecayed, theirs
+            assert method.rule(ours, trainable[ours]).decay is not undecayed, theirs
     assert seen == set(trainable)
 
 
@@ -133,7 +133,7 @@ def test_simmims_groups_are_whole(read_case: Read) -> None:
     method = authors.build(json)
     groups: dict[str, set[str]] = {"decay": set(), "no_decay": set()}
     for name, value in method.named_parameters():
-        groups["decay" if method.decays(name, value) else "no_decay"].add(name)
+        groups["decay" if method.rule(name, value).decay else "no_decay"].add(name)
     for group, theirs in json["optimizer_groups"].items():
         assert {our_name(authors.names, name) for name in theirs} == groups[group]
 

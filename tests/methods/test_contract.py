@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from method_facts import FACTS
 from unmask.data.batch import Batch
 from unmask.data.loader import CropLoader
 from unmask.data.sources import open_source
@@ -18,32 +20,26 @@ from unmask.evaluation.unlabelled import feature_std, rankme
 from unmask.methods import METHODS
 from unmask.methods.base import Inspection, Method
 from unmask.models.encoder import Encoder
-from unmask.optimisation import build_adamw
+from unmask.optimisation import build_optimizer, finish_gradients
 from unmask.schedule import Schedule
 from unmask.views import Views
 
 Tiny = Callable[..., Any]
 BatchFor = Callable[..., Batch]
 
-# Biases that the next batch norm takes out again: their gradient is zero in theory.
-# ConMIM: the final norm's bias moves all tokens alike, and the projector has no bias before its batch norm.
-# CMAE: likewise the biases before the heads' batch norms, and what only adds a constant to the decoded mean feature.
-CANCELLED = {
-    "conmim": {"encoder.vit.norm.bias"},
-    "cmae": {
-        "feature_decoder.norm.bias",
-        "feature_decoder.head.bias",
-        "projector.layers.0.bias",
-        "predictor.layers.0.bias",
-    },
-    "mae": set(),
-    "simmim": set(),
-}
-TARGETS = {"conmim": True, "cmae": True, "mae": False, "simmim": False}
-
 
 def _double(views: Views) -> Views:
-    return replace(views, online=views.online.double(), target=None if views.target is None else views.target.double())
+    """The same views with every image, whatever its field, in float64."""
+    changed = {}
+    for field in fields(views):
+        value = getattr(views, field.name)
+        if isinstance(value, Tensor) and value.is_floating_point():
+            changed[field.name] = value.double()
+        elif isinstance(value, tuple):
+            changed[field.name] = tuple(
+                part.double() if isinstance(part, Tensor) and part.is_floating_point() else part for part in value
+            )
+    return replace(views, **changed)
 
 
 def _total(losses: dict[str, Tensor]) -> Tensor:
@@ -56,9 +52,9 @@ def _target_state(method: Method) -> dict[str, Tensor]:
 
 def test_the_table_of_methods_is_whole(name: str) -> None:
     cls = METHODS[name]
-    assert name in CANCELLED
-    assert cls.info.title.lower() == name
-    assert cls.info.paper.startswith("arXiv ")
+    assert list(FACTS) == list(METHODS)
+    assert re.sub(r"[^a-z0-9]", "", cls.info.title.lower()) == re.sub(r"[^a-z0-9]", "", name)
+    assert re.match(r"(arXiv \d{4}\.\d{4,5}|https://|[A-Z])", cls.info.paper)
     row = (cls.info.idea, cls.info.family, cls.info.online_input, cls.info.target, cls.info.objective)
     assert all(row)
     assert type(cls.Config()).__name__ == f"{cls.__name__}Config"
@@ -76,7 +72,6 @@ def test_losses_and_gradients_are_finite_for_any_channels_and_size(
     for loss in losses.values():
         assert loss.shape == ()
         assert math.isfinite(loss.item())
-        assert loss.item() > 0
     _total(losses).backward()
     for parameter in method.parameters():
         assert parameter.grad is None or torch.isfinite(parameter.grad).all()
@@ -97,17 +92,18 @@ def test_every_trainable_parameter_learns_and_no_other(name: str, tiny: Tiny, ba
             if parameter.grad is not None:
                 largest[parameter_name] = max(largest.get(parameter_name, 0.0), parameter.grad.norm().item())
     total = max(largest.values())
-    assert {name for name, norm in largest.items() if norm <= 1e-10 * total} == CANCELLED[name]
+    assert {name for name, norm in largest.items() if norm <= 1e-10 * total} == FACTS[name].cancelled
     fixed = {name for name, parameter in method.named_parameters() if not parameter.requires_grad}
-    assert all(name.startswith("target_") or name.endswith("pos_embed") for name in fixed)
+    allowed = ("pos_embed", *FACTS[name].fixed)
+    assert all(value_name.startswith("target_") or value_name.endswith(allowed) for value_name in fixed)
     assert all(not method.get_parameter(name).requires_grad for name in _target_state(method))
 
 
 def test_targets_move_after_a_step_and_only_then(name: str, tiny: Tiny, batch_for: BatchFor) -> None:
-    method = tiny(METHODS[name], changes={"momentum": Schedule(start=0.75)} if TARGETS[name] else None)
-    optimizer = build_adamw(method, method.decays, method.config.optimizer)
+    method = tiny(METHODS[name], changes={"momentum": Schedule(start=0.75)} if FACTS[name].has_target else None)
+    optimizer = build_optimizer(method, method.rule, method.config.optimizer)
     before = _target_state(method)
-    assert bool(before) is TARGETS[name]
+    assert bool(before) is FACTS[name].has_target
     for value_name, value in before.items():
         online = method.get_parameter(value_name.removeprefix("target_"))
         assert torch.equal(value, online)
@@ -153,31 +149,32 @@ def test_a_batchs_seed_decides_everything_and_torchs_state_is_left_alone(
     assert torch.equal(runs[0], runs[1])
     other = method.make_views(batch_for(method, 8, seed=8))
     same = method.make_views(batch_for(method, 8, seed=7))
-    assert same.mask_BN is not None
-    assert not torch.equal(same.mask_BN, other.mask_BN)
+    if same.mask_BN is not None:
+        assert not torch.equal(same.mask_BN, other.mask_BN)
     assert not torch.equal(same.online, other.online)
 
 
 def test_without_a_seed_torchs_state_decides(name: str, tiny: Tiny, batch_for: BatchFor) -> None:
     method = tiny(METHODS[name])
-    masks = []
+    online = []
     for global_seed in (0, 0, 1):
         torch.manual_seed(global_seed)
-        masks.append(method.make_views(batch_for(method, 8, seed=None)).mask_BN)
-    assert torch.equal(masks[0], masks[1])
-    assert not torch.equal(masks[0], masks[2])
+        online.append(method.make_views(batch_for(method, 8, seed=None)).online)
+    assert torch.equal(online[0], online[1])
+    assert not torch.equal(online[0], online[2])
 
 
 def test_making_views_leaves_the_batch_as_it_was(name: str, tiny: Tiny, batch_for: BatchFor) -> None:
     method = tiny(METHODS[name])
     batch = batch_for(method)
-    before = batch.crops[0].clone()
+    before = [crop.clone() for crop in batch.crops]
     views = method.make_views(batch)
-    assert torch.equal(batch.crops[0], before)
+    assert all(torch.equal(crop, other) for crop, other in zip(batch.crops, before, strict=True))
     height, width = method.encoder.image_size
     assert views.online.shape == (4, 3, height, width)
-    assert views.target is None or views.target.shape == views.online.shape
-    assert (views.target is not None) is TARGETS[name]
+    assert views.target is None or len(views.target) == len(views.online)
+    assert (views.target is not None) is FACTS[name].second_view
+    assert (views.mask_BN is not None) is FACTS[name].hides_patches
 
 
 def test_losses_leave_the_views_as_they_were(name: str, tiny: Tiny, batch_for: BatchFor) -> None:
@@ -190,7 +187,7 @@ def test_losses_leave_the_views_as_they_were(name: str, tiny: Tiny, batch_for: B
 
 
 def test_every_loss_falls_on_real_images_and_features_do_not_collapse(name: str, tiny: Tiny) -> None:
-    """30 steps on 64 emoji, new views at each: every loss falls to 0.85 of its first value or below.
+    """30 steps on 64 emoji, new views at each: every loss falls to a stated share of its first value (FACTS).
 
     Measured: 0.79 (ConMIM), 0.71 and 0.62 (CMAE), 0.69 (MAE), 0.67 (SimMIM); effective ranks between 6.7 and 11.2.
     """
@@ -198,20 +195,31 @@ def test_every_loss_falls_on_real_images_and_features_do_not_collapse(name: str,
     source = open_source("builtin:emoji").subset(range(0, 64 * 20, 20))
     loader = CropLoader(source, method.crops, batch_size=64, total_steps=5, seed=0, workers=0)
     epochs = list(loader)
-    optimizer = build_adamw(method, method.decays, method.config.optimizer)
+    optimizer = build_optimizer(method, method.rule, method.config.optimizer)
     for group in optimizer.param_groups:
-        group["lr"] = 2e-3
+        group["lr"] = FACTS[name].lr * group["rule"].lr_scale
     history: list[dict[str, float]] = []
     for step in range(30):
-        losses = method(replace(epochs[step % 5], seed=step))
+        batch = replace(
+            epochs[step % 5],
+            seed=step,
+            labels=epochs[step % 5].indices % 3,
+            texts=tuple(f"emoji of kind {int(index) % 7}" for index in epochs[step % 5].indices),
+        )
+        if method.target_moves == "before step":
+            method.update_target(step / 30)
+        losses = method(batch, step / 30)
         optimizer.zero_grad()
         _total(losses).backward()
+        finish_gradients(optimizer, method.config.optimizer, step / 30)
         optimizer.step()
-        method.update_target(step / 30)
+        if method.target_moves == "after step":
+            method.update_target(step / 30)
         history.append({loss_name: loss.item() for loss_name, loss in losses.items()})
     for loss_name, first in history[0].items():
         last = sum(losses[loss_name] for losses in history[-3:]) / 3
-        assert last < 0.85 * first, loss_name
+        if loss_name not in FACTS[name].may_rise:
+            assert last < FACTS[name].fall * first, loss_name
 
     method.eval()
     with torch.no_grad():
@@ -222,14 +230,12 @@ def test_every_loss_falls_on_real_images_and_features_do_not_collapse(name: str,
             assert feature_std(features_BD) > 0.3
 
 
-def test_anybodys_own_loop(name: str, tiny: Tiny) -> None:
+def test_anybodys_own_loop(name: str, tiny: Tiny, batch_for: BatchFor) -> None:
     """The loop of the documentation, on plain uint8 images without a seed."""
     method = tiny(METHODS[name])
-    (crop,) = method.crops
-    images = torch.randint(256, (8, 3, crop.height, crop.width), dtype=torch.uint8)
     optimizer = torch.optim.AdamW([value for value in method.parameters() if value.requires_grad], lr=1e-3)
     for step in range(2):
-        losses = method(Batch.of(images))
+        losses = method(batch_for(method, 8, seed=None), step / 2)
         sum(losses.values()).backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -243,7 +249,8 @@ def test_pictures_have_the_shapes_of_images_and_patches(name: str, tiny: Tiny, b
     views = method.make_views(batch_for(method))
     shown = method.inspect(views)
     assert isinstance(shown, Inspection)
-    assert (shown.reconstruction_BCHW is None) != (shown.similarity_BNN is None)
+    assert (shown.reconstruction_BCHW is None) or (shown.similarity_BNN is None)
+    assert (shown.reconstruction_BCHW is not None or shown.similarity_BNN is not None) is FACTS[name].pictures
     if shown.reconstruction_BCHW is not None:
         assert shown.reconstruction_BCHW.shape == views.online.shape
         assert torch.isfinite(shown.reconstruction_BCHW).all()
@@ -256,12 +263,12 @@ def test_what_is_exported_is_an_encoder_of_the_method(name: str, tiny: Tiny) -> 
     method = tiny(METHODS[name])
     exported = method.exported()
     assert isinstance(exported, Encoder)
-    assert exported is (method.target_encoder if name == "conmim" else method.encoder)
+    assert exported is method.get_submodule(FACTS[name].exported)
 
 
 def test_decayed_are_weights_and_never_biases_or_norms(name: str, tiny: Tiny) -> None:
     method = tiny(METHODS[name])
-    decayed = {key for key, value in method.named_parameters() if value.requires_grad and method.decays(key, value)}
+    decayed = {key for key, value in method.named_parameters() if value.requires_grad and method.rule(key, value).decay}
     assert decayed
     assert not any(key.endswith("bias") for key in decayed)
     layer_norms = {
@@ -272,20 +279,20 @@ def test_decayed_are_weights_and_never_biases_or_norms(name: str, tiny: Tiny) ->
 
 def test_crops_fit_the_encoder(name: str, tiny: Tiny) -> None:
     method = tiny(METHODS[name], height=32, width=64)
-    (crop,) = method.crops
     height, width = method.encoder.image_size
     assert (height, width) == (32, 64)
-    assert (crop.count, crop.scale) == (1, method.config.crop_scale)
+    crop = method.crops[0]
+    assert crop.scale == method.config.crop_scale
     assert crop.height - height == crop.width - width == (5 if name == "cmae" else 0)
 
 
 def test_images_that_are_not_what_the_method_takes_are_refused(name: str, tiny: Tiny, batch_for: BatchFor) -> None:
     method = tiny(METHODS[name])
     batch = batch_for(method)
-    twice = replace(batch, crops=(batch.crops[0].expand(-1, 2, -1, -1, -1),), boxes=(batch.boxes[0].expand(-1, 2, -1),))
-    with pytest.raises(ValueError, match=r"^this method takes one crop of each image; give it Batch\.of\(images\)$"):
-        method(twice)
-    small = Batch.of(torch.zeros(2, 3, 24, 24, dtype=torch.uint8), seed=0)
+    more = torch.cat([batch.crops[0], batch.crops[0], batch.crops[0]], dim=1)
+    with pytest.raises(ValueError, match=r"^this method takes \w+ crops? of each image[;,] [^.\n]*(\.[^.\n]+)*$"):
+        method(replace(batch, crops=(more, *batch.crops[1:])))
+    small = replace(batch, crops=(batch.crops[0][..., :24, :24], *batch.crops[1:]))
     sentence = (
         r"^a master crop of 24x24 pixels does not hold a 32x32 view shifted by up to 4 pixels$"
         if name == "cmae"
@@ -293,11 +300,12 @@ def test_images_that_are_not_what_the_method_takes_are_refused(name: str, tiny: 
     )
     with pytest.raises(ValueError, match=sentence):
         method(small)
-    grey = Batch.of(batch.crops[0][:, 0, :1], seed=0)
+    grey = replace(batch, crops=tuple(crop[:, :, :1] for crop in batch.crops))
     with pytest.raises(ValueError, match=r"^images with 1 channels need 1 means and stds, got 3 and 3$"):
         method(grey)
-    with pytest.raises(ValueError, match=r"^this method needs views with a mask$"):
-        method.losses(replace(method.make_views(batch), mask_BN=None))
+    if FACTS[name].hides_patches:
+        with pytest.raises(ValueError, match=r"^this method needs views with a mask$"):
+            method.losses(replace(method.make_views(batch), mask_BN=None))
 
 
 def test_settings_that_cannot_be_are_refused(name: str) -> None:

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from unmask.models.build import build_encoder
 from unmask.models.encoder import Encoder
 from unmask.models.encoder_config import EncoderConfig
 
@@ -38,7 +39,7 @@ def small_encoder(config: EncoderConfig) -> Encoder:
     generator = torch.Generator().manual_seed(0)
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)
-        encoder = Encoder(config, mask_token=True).eval()
+        encoder = build_encoder(config, mask_token=True).eval()
         for parameter in encoder.parameters():
             if parameter.requires_grad:
                 parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))

@@ -9,13 +9,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from unmask.models.build import build_encoder
 from unmask.models.encoder import Encoder
 from unmask.models.encoder_config import EncoderConfig, timm_arguments
 from unmask.models.positions import sincos_positions
 
 
 def test_sizes_follow_the_configuration(tiny: EncoderConfig) -> None:
-    encoder = Encoder(replace(tiny, depth=3, mlp_ratio=2.0), mask_token=False)
+    encoder = build_encoder(replace(tiny, depth=3, mlp_ratio=2.0), mask_token=False)
     assert (encoder.width, encoder.depth, encoder.prefix, encoder.patch, encoder.grid) == (48, 3, 1, (8, 8), (4, 5))
     assert encoder.vit.blocks[0].mlp.fc1.out_features == 96
     assert encoder.mask_token is None
@@ -42,7 +43,7 @@ def test_layer_scale_is_the_names_own_unless_given_and_zero_switches_it_off(
     config = replace(tiny, name=name, position=position)
 
     def scales(layer_scale: float | None) -> set[float]:
-        return _layer_scales(Encoder(replace(config, layer_scale=layer_scale), mask_token=False))
+        return _layer_scales(build_encoder(replace(config, layer_scale=layer_scale), mask_token=False))
 
     assert scales(None) == (set() if own is None else {torch.tensor(own).item()})
     assert scales(0.25) == {0.25}
@@ -57,14 +58,14 @@ def test_beit_of_the_same_size_stands_in_for_a_vit_with_relative_positions() -> 
 
 
 def test_relative_positions_start_at_zero_and_residuals_are_damped_with_depth(tiny: EncoderConfig) -> None:
-    encoder = Encoder(replace(tiny, position="relative", depth=8), mask_token=False)
+    encoder = build_encoder(replace(tiny, position="relative", depth=8), mask_token=False)
     assert encoder.vit.rel_pos_bias.relative_position_bias_table.abs().max() == 0
     first, last = (encoder.vit.blocks[index].attn.proj.weight.std().item() for index in (0, 7))
     assert first / last == pytest.approx(8**0.5, rel=0.1)
 
 
 def test_xavier_initial_values_are_those_of_maes_authors(tiny: EncoderConfig) -> None:
-    encoder = Encoder(replace(tiny, position="sincos", init="xavier"), mask_token=False)
+    encoder = build_encoder(replace(tiny, position="sincos", init="xavier"), mask_token=False)
     block = encoder.vit.blocks[1]
     for weight in (block.attn.qkv.weight, block.mlp.fc1.weight, encoder.vit.patch_embed.proj.weight.flatten(1)):
         bound = (6 / (weight.shape[0] + weight.shape[1])) ** 0.5
@@ -75,14 +76,16 @@ def test_xavier_initial_values_are_those_of_maes_authors(tiny: EncoderConfig) ->
 
 
 def test_sincos_positions_are_fixed(tiny: EncoderConfig) -> None:
-    encoder = Encoder(replace(tiny, position="sincos"), mask_token=False)
+    encoder = build_encoder(replace(tiny, position="sincos"), mask_token=False)
     assert not encoder.vit.pos_embed.requires_grad
     torch.testing.assert_close(encoder.vit.pos_embed.data, sincos_positions((4, 5), 48), rtol=0, atol=0)
 
 
 def _refused(sentence: str, **changes: Any) -> None:
     with pytest.raises(ValueError, match=sentence):
-        Encoder(replace(EncoderConfig(image_height=32, image_width=32, patch_size=8), **changes), mask_token=False)
+        build_encoder(
+            replace(EncoderConfig(image_height=32, image_width=32, patch_size=8), **changes), mask_token=False
+        )
 
 
 def test_names_that_are_no_plain_vit_are_refused() -> None:
@@ -127,7 +130,7 @@ def test_sizes_that_do_not_fit_are_refused(tiny: EncoderConfig, images: Tensor) 
     _refused("^image width 4 is not divisible by the patch size 8$", image_width=4)
     _refused("^encoder width 50 is not divisible by its 6 heads$", width=50)
     _refused("^encoder width 384 is not divisible by its 5 heads$", heads=5)
-    encoder = Encoder(tiny, mask_token=False)
+    encoder = build_encoder(tiny, mask_token=False)
     with pytest.raises(ValueError, match=r"^image size 36x40 is not divisible by the patch size 8x8$"):
         encoder(torch.zeros(1, 3, 36, 40))
     with pytest.raises(ValueError, match=r"^image width 30 is not divisible by the patch size 8$"):

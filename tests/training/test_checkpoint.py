@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from unmask.optimisation import OptimizerConfig, build_adamw
+from unmask.optimisation import OptimizerConfig, ParameterRule, build_optimizer
 from unmask.training.checkpoint import (
     Checkpoint,
     CheckpointError,
@@ -227,7 +227,7 @@ class Net(nn.Module):
 def trained_net(steps: int) -> tuple[Net, torch.optim.AdamW]:
     torch.manual_seed(0)
     net = Net()
-    optimizer = build_adamw(net, lambda name, parameter: parameter.ndim > 1, OptimizerConfig())
+    optimizer = build_optimizer(net, lambda name, parameter: ParameterRule(decay=parameter.ndim > 1), OptimizerConfig())
     for group in optimizer.param_groups:
         group["lr"] = 0.1
     take_steps(net, optimizer, steps)

@@ -36,12 +36,15 @@ class Batch:
     `boxes` tells for every crop where it lies in its image: top, left, height, width, image height, image width
     (pixels of the original image). `indices` are positions in the data source. `seed` makes everything that is drawn
     from here on (flips, shifts, colours, masks) a function of the batch alone; None draws from torch's global state.
+    `labels` are class indices and `texts` captions, where the source has them: only supervised branches look at them.
     """
 
     crops: tuple[UInt8[Tensor, "B _ C _ _"], ...]
     boxes: tuple[Float[Tensor, "B _ 6"], ...]
     indices: Int64[Tensor, " B"]
     seed: int | None = None
+    labels: Int64[Tensor, " B"] | None = None
+    texts: tuple[str, ...] | None = None
 
     @property
     def size(self) -> int:

@@ -7,21 +7,23 @@ agrees when every loss agrees to 1e-9 relative, and gradients, predictions and f
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from unmask.interop.authors import AUTHORS
-from unmask.interop.authors.case import Authors, Json, Tensors, optimizer_config, per_step
+from unmask.interop.authors.case import Authors, Json, Tensors, per_step
 from unmask.interop.authors.names import NameTable, our_name
-from unmask.methods.base import Method
-from unmask.optimisation import build_adamw
+from unmask.methods.base import Losses, Method
+from unmask.optimisation import build_optimizer, finish_gradients, set_rates
 from unmask.schedule import Schedule
 
 LOSS_TOLERANCE = 1e-9
@@ -92,45 +94,51 @@ def replay(name: str, case: Json, tensors: Tensors, authors: Authors) -> Verdict
     steps = int(case["steps"])
     if steps < 1:
         raise ValueError("no steps are recorded")
+    config = method.config.optimizer
     rates = per_step(case, tensors, "lr", steps)
-    momenta = per_step(case, tensors, "momentum", steps)
     if rates is None:
         raise ValueError("no learning rate is recorded")
-    config = optimizer_config(case)
-    optimizer = build_adamw(method, method.decays, config)
-    trainable = [parameter for parameter in method.parameters() if parameter.requires_grad]
+    decays = per_step(case, tensors, "weight_decay", steps) or [config.weight_decay] * steps
+    schedules = {ours: per_step(case, tensors, theirs, steps) for ours, theirs in authors.schedules.items()}
+    total_steps = steps if authors.total_steps is None else authors.total_steps(case)
+    optimizer = build_optimizer(method, method.rule, config)
 
     losses: list[float] = []
     gradients: list[float] = []
-    prediction_error = None
+    others: list[float] = []
     for step in range(steps):
+        progress = step / total_steps
+        constants = {
+            ours: Schedule(kind="constant", start=values[step])
+            for ours, values in schedules.items()
+            if values is not None
+        }
+        if constants:
+            method.config = replace(method.config, **constants)  # type: ignore[arg-type]
         views = authors.views(case, tensors, step)
-        if step == 0 and authors.predict is not None and "pred_first" in tensors:
-            with torch.no_grad():
-                prediction = authors.predict(method, views)
-            prediction_error = relative_difference(prediction, tensors["pred_first"])
-        named = method.losses(views)
-        losses += [
-            difference(named[ours].item(), float(tensors[theirs][step])) for ours, theirs in authors.losses.items()
-        ]
+        set_rates(optimizer, rate=rates[step], peak=config.lr, weight_decay=decays[step])
+        if method.target_moves == "before step":
+            method.update_target(progress)
+        if step == 0:
+            others += predictions(method, views, tensors, authors)
+        named = method.losses(views, progress)
+        losses += loss_differences(named, case, tensors, authors, step)
         optimizer.zero_grad(set_to_none=True)
         torch.stack(list(named.values())).sum().backward()
-        total = torch.nn.utils.clip_grad_norm_(trainable, config.clip or float("inf"))
-        gradients.append(difference(float(total), float(tensors["grad_norms"][step])))
         if step == 0:
-            noisy = noise_parameters(method, float(total))
-            gradients += first_gradients(method, case, authors, float(total), clipped=config.clip)
-        for group in optimizer.param_groups:
-            group["lr"] = rates[step]
+            noisy = noise_parameters(method)
+            gradients += first_gradients(method, case, authors)
+        total = finish_gradients(optimizer, config, progress)
+        gradients.append(difference(float(total), float(tensors["grad_norms"][step])))
         optimizer.step()
-        if momenta is not None:
-            constant = Schedule(kind="constant", start=momenta[step])
-            method.config = replace(method.config, momentum=constant)  # type: ignore[call-arg]
-        method.update_target(step / steps)
+        if method.target_moves == "after step":
+            method.update_target(progress)
+        others += state_differences(method, tensors, authors, step, last=step == steps - 1)
 
     norms = final_norms(method, case, authors, noisy)
     if "final_tokens_eval" in tensors:
-        prediction_error = max(prediction_error or 0.0, final_tokens_difference(method, case, tensors, authors))
+        others.append(final_tokens_difference(method, case, tensors, authors))
+    prediction_error = max(others, default=None)
     loss_error, grad_error, norm_error = max(losses), max(gradients), max(norms)
     agrees = loss_error <= LOSS_TOLERANCE and max(grad_error, norm_error, prediction_error or 0.0) <= NORM_TOLERANCE
     return Verdict(
@@ -186,11 +194,47 @@ def load_initial_values(method: Method, case: Json, tensors: Tensors, authors: A
     method.load_state_dict(given, strict=False)
 
 
-def noise_parameters(method: Method, total: float) -> set[str]:
+def loss_differences(named: Losses, case: Json, tensors: Tensors, authors: Authors, step: int) -> list[float]:
+    """Differences of the sum of the losses, and of each that is recorded."""
+    found = []
+    if "losses" in tensors:
+        found.append(difference(sum(loss.item() for loss in named.values()), float(tensors["losses"][step])))
+    for ours, theirs in authors.losses.items():
+        expected = float(tensors[theirs][step]) if isinstance(theirs, str) else theirs(case, tensors, step)
+        found.append(difference(named[ours].item(), expected))
+    return found
+
+
+@torch.no_grad()
+def predictions(method: Method, views: Any, tensors: Tensors, authors: Authors) -> list[float]:
+    """Differences of what is computed on the way, by copies of the method: looking must not move batch statistics."""
+    return [
+        relative_difference(predict(copy.deepcopy(method), views), tensors[theirs])
+        for theirs, predict in authors.predictions.items()
+        if theirs in tensors
+    ]
+
+
+def state_differences(method: Method, tensors: Tensors, authors: Authors, step: int, *, last: bool) -> list[float]:
+    """Differences of recorded state (centres, queues) after a step."""
+    state, found = method.state_dict(), []
+    for theirs, ours in authors.states.items():
+        if theirs not in tensors:
+            continue
+        recorded, value = tensors[theirs], state[ours]
+        every_step = recorded.numel() != value.numel()
+        if every_step or last:
+            expected = recorded[step] if every_step else recorded
+            found.append(relative_difference(value.reshape(expected.shape), expected))
+    return found
+
+
+def noise_parameters(method: Method) -> set[str]:
     """Our names of parameters whose first gradient is rounding noise, of what only follows them, and of target twins.
 
     What follows is the running mean of a batch norm behind a linear layer whose bias the norm cancels.
     """
+    total = gradient_norm(method)
     noisy = {
         name
         for name, parameter in method.named_parameters()
@@ -204,13 +248,17 @@ def noise_parameters(method: Method, total: float) -> set[str]:
     return noisy | {f"target_{name}" for name in noisy}
 
 
-def first_gradients(
-    method: Method, case: Json, authors: Authors, total: float, *, clipped: float | None
-) -> list[float]:
+def gradient_norm(method: Method) -> float:
+    """Total L2 norm of the gradients."""
+    gradients = [parameter.grad for parameter in method.parameters() if parameter.grad is not None]
+    return float(nn.utils.get_total_norm(gradients))
+
+
+def first_gradients(method: Method, case: Json, authors: Authors) -> list[float]:
     """Differences of the first step's gradient norm of each parameter, by the larger of it and 1e-6 of the total.
 
     A gradient that is noise for the authors must be noise for us; its size then means nothing."""
-    scale = 1.0 if clipped is None else min(1.0, clipped / (total + 1e-6))
+    total = gradient_norm(method)
     parameters = dict(method.named_parameters())
     differences = []
     for theirs, expected in case.get("first_step_grad_norms", {}).items():
@@ -218,7 +266,7 @@ def first_gradients(
         if ours is None or expected is None:
             continue
         gradient = parameters[ours].grad
-        found = 0.0 if gradient is None else float(gradient.norm()) / scale
+        found = 0.0 if gradient is None else float(gradient.norm())
         if found <= NOISE * total and expected <= NOISE * total:
             continue
         differences.append(difference((found - expected) / max(expected, 1e-6 * total), 0.0))

@@ -7,21 +7,22 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar, Generic, Literal
 
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
-from typing_extensions import Doc
+from typing_extensions import Doc, TypeVar
 
 from unmask.colour import ColourConfig
 from unmask.data.batch import Batch, CropConfig
 from unmask.masking import MaskConfig, sample_mask
 from unmask.models.encoder import Encoder
 from unmask.models.encoder_config import EncoderConfig
-from unmask.optimisation import OptimizerConfig
-from unmask.views import Views, generators, shared_crop_views
+from unmask.optimisation import OptimizerConfig, ParameterRule
+from unmask.views import Views, generators, independent_view, shared_crop_views
 
 Losses = dict[str, Tensor]
+V = TypeVar("V", bound=Views, default=Any)
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -32,14 +33,13 @@ class MethodConfig:
     """What all methods' configurations share."""
 
     encoder: Annotated[EncoderConfig, Doc("The encoder that is pre-trained.")] = EncoderConfig()
-    mask: Annotated[MaskConfig, Doc("Which patches are hidden.")] = MaskConfig()
     crop_scale: Annotated[tuple[float, float], Doc("Range of the share of the image's area that a crop covers.")] = (
         0.2,
         1.0,
     )
     mean: Annotated[tuple[float, ...], Doc("Mean of each channel, of values in [0, 1]. [ImageNet]")] = IMAGENET_MEAN
     std: Annotated[tuple[float, ...], Doc("Deviation of each channel. [ImageNet]")] = IMAGENET_STD
-    optimizer: Annotated[OptimizerConfig, Doc("AdamW and its schedule.")] = OptimizerConfig()
+    optimizer: Annotated[OptimizerConfig, Doc("The optimizer and its schedule.")] = OptimizerConfig()
 
     def __post_init__(self) -> None:
         channels = self.encoder.channels
@@ -53,6 +53,13 @@ class MethodConfig:
     def for_images(self, height: int, width: int) -> MethodConfig:
         """This configuration for images of another size. Methods whose views count pixels scale them here too."""
         return replace(self, encoder=replace(self.encoder, image_height=height, image_width=width))
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskedMethodConfig(MethodConfig):
+    """What methods share that hide patches by one mask an image."""
+
+    mask: Annotated[MaskConfig, Doc("Which patches are hidden.")] = MaskConfig()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,21 +81,25 @@ class Inspection:
     """What a method can show of itself for some views, for pictures.
 
     reconstruction_BCHW: normalised pixels for all patches. similarity_BNN: for ConMIM, probability that the query at
-    the first position belongs to the key at the second. Either is None where the method has no such thing.
+    the first position belongs to the key at the second. Either is None where the method has no such thing, and both
+    are for methods that compare whole images.
     """
 
     reconstruction_BCHW: Float[Tensor, "B C H W"] | None = None
     similarity_BNN: Float[Tensor, "B N N"] | None = None
 
 
-class Method(nn.Module, ABC):
-    """A self-supervised method: its networks, its views, its losses and when its target moves.
+class Method(nn.Module, ABC, Generic[V]):
+    """A self-supervised method: its networks, its views (of type V), its losses and when its target moves.
 
-    In anybody's own loop: `losses = method(batch)`, `sum(losses.values()).backward()`, an optimizer step, then
-    `method.update_target(progress)`.
+    In anybody's own loop: `losses = method(batch, progress)`, `sum(losses.values()).backward()`, an optimizer step,
+    then `method.update_target(progress)`; progress is the share of the run that is over, for schedules.
     """
 
     info: ClassVar[MethodInfo]
+    target_moves: ClassVar[Literal["after step", "before step"]] = "after step"
+    """When `update_target` is called: after the optimizer's step, or at the start of each step with the weights that
+    the step before has left (MoCo v3, BYOL, SIM: their schedules are read, and their last update is missing, so)."""
     Config: ClassVar[type[MethodConfig]]
     config: MethodConfig
 
@@ -98,32 +109,32 @@ class Method(nn.Module, ABC):
         """The crops that the data workers cut for this method."""
 
     @abstractmethod
-    def make_views(self, batch: Batch) -> Views:
+    def make_views(self, batch: Batch) -> V:
         """Batched views and masks of a batch of crops, on the crops' device, drawn from the batch's seed."""
 
     @abstractmethod
-    def losses(self, views: Views) -> Losses:
-        """Named, weighted losses of the paper; what is minimised is their sum."""
+    def losses(self, views: V, progress: float = 0.0) -> Losses:
+        """Named, weighted losses of the paper; what is minimised is their sum. Schedules are read at `progress`."""
 
     @abstractmethod
     def update_target(self, progress: float) -> None:
-        """Move the target network (if there is one) after an optimizer step; progress of the training in [0, 1]."""
+        """Move the target network (if there is one); progress of the training in [0, 1]. See `target_moves`."""
 
     @abstractmethod
-    def decays(self, name: str, parameter: Tensor) -> bool:
-        """Whether the authors decay this trainable parameter."""
+    def rule(self, name: str, parameter: Tensor) -> ParameterRule:
+        """How the authors treat this trainable parameter: decay, rate, clipping."""
 
     @abstractmethod
     def exported(self) -> Encoder:
         """The encoder that is worth keeping: the one that the authors fine-tune."""
 
     @abstractmethod
-    def inspect(self, views: Views) -> Inspection:
+    def inspect(self, views: V) -> Inspection:
         """What pictures of this method show; call it in eval mode without gradients."""
 
-    def forward(self, batch: Batch) -> Losses:
+    def forward(self, batch: Batch, progress: float = 0.0) -> Losses:
         """Losses of a batch of crops."""
-        return self.losses(self.make_views(batch))
+        return self.losses(self.make_views(batch), progress)
 
 
 def only_crop(batch: Batch) -> Tensor:
@@ -139,14 +150,53 @@ def one_crop(encoder: Encoder, config: MethodConfig) -> tuple[CropConfig, ...]:
     return (CropConfig(height=height, width=width, scale=config.crop_scale),)
 
 
-def shared_views(batch: Batch, encoder: Encoder, config: MethodConfig, colour: ColourConfig | None) -> Views:
-    """Views of one geometry: flipped crops for the online network, the same ones coloured for the target, and masks."""
-    images_BCHW = only_crop(batch)
-    (height, width), (H, W) = encoder.image_size, images_BCHW.shape[2:]
+def check_size(images_BCHW: Tensor, encoder: Encoder) -> None:
+    """Refuse images that are not of the encoder's size."""
+    (height, width), (H, W) = encoder.image_size, images_BCHW.shape[-2:]
     if (height, width) != (H, W):
         raise ValueError(f"this method was built for images of {height}x{width} pixels, got {H}x{W}")
+
+
+def two_crops(encoder: Encoder, config: MethodConfig) -> tuple[CropConfig, ...]:
+    """Two independent crops of each image, of the encoder's size, that Siamese methods take."""
+    height, width = encoder.image_size
+    return (CropConfig(height=height, width=width, count=2, scale=config.crop_scale),)
+
+
+def two_views(
+    batch: Batch, encoder: Encoder, config: MethodConfig, colours: tuple[ColourConfig, ColourConfig]
+) -> Views:
+    """Two independent crops of each image, flipped and coloured apart: view 1 is `online`, view 2 is `target`."""
+    if len(batch.crops) != 1 or batch.crops[0].shape[1] != 2:
+        raise ValueError("this method takes two crops of each image, one group [B, 2, C, H, W]")
+    check_size(batch.crops[0], encoder)
+    host, _ = generators(batch.seed, batch.crops[0].device)
+    first, second = (
+        independent_view(crop_BCHW, colour=colour, mean=config.mean, std=config.std, generator=host)
+        for crop_BCHW, colour in zip(batch.crops[0].unbind(dim=1), colours, strict=True)
+    )
+    return Views(online=first, target=second)
+
+
+def shared_views(
+    batch: Batch,
+    encoder: Encoder,
+    config: MaskedMethodConfig,
+    colour: ColourConfig | None,
+    *,
+    online_colour: ColourConfig | None = None,
+) -> Views:
+    """Views of one geometry: flipped crops for the online network, the same ones coloured for the target, and masks.
+
+    `colour` None: there is no target view. `online_colour` perturbs the picture that the online network sees, and the
+    target's before its own colour (BEiT, data2vec: one perturbed image for both).
+    """
+    images_BCHW = only_crop(batch)
+    check_size(images_BCHW, encoder)
     host, device = generators(batch.seed, images_BCHW.device)
-    online, target = shared_crop_views(images_BCHW, colour=colour, mean=config.mean, std=config.std, generator=host)
+    online, target = shared_crop_views(
+        images_BCHW, colour=colour, online_colour=online_colour, mean=config.mean, std=config.std, generator=host
+    )
     mask_BN = sample_mask(config.mask, len(images_BCHW), encoder.grid, generator=device, device=images_BCHW.device)
     return Views(online=online, target=target, mask_BN=mask_BN)
 

@@ -25,14 +25,24 @@ from dataclasses import dataclass, replace
 from typing import Annotated, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from typing_extensions import Doc
 
 from unmask.colour import ColourConfig
 from unmask.data.batch import Batch, CropConfig
 from unmask.masking import MaskConfig, sample_mask
-from unmask.methods.base import Inspection, Losses, Method, MethodConfig, MethodInfo, check_mask, only_crop
+from unmask.methods.base import (
+    Inspection,
+    Losses,
+    MaskedMethodConfig,
+    Method,
+    MethodConfig,
+    MethodInfo,
+    check_mask,
+    only_crop,
+)
 from unmask.methods.mae import paint
+from unmask.models.build import build_encoder
 from unmask.models.decoder import DecoderConfig, TransformerDecoder
 from unmask.models.encoder import Encoder
 from unmask.models.encoder_config import EncoderConfig
@@ -40,7 +50,7 @@ from unmask.models.heads import MLPHead, MLPHeadConfig
 from unmask.models.target import ema_update_, frozen_copy
 from unmask.objectives.contrastive import batch_infonce
 from unmask.objectives.reconstruction import mean_squared_error, normalise_patches, patchify
-from unmask.optimisation import OptimizerConfig
+from unmask.optimisation import OptimizerConfig, ParameterRule
 from unmask.schedule import Schedule
 from unmask.views import Views, generators, pixel_shift_views
 
@@ -48,7 +58,7 @@ HEAD = MLPHeadConfig(hidden=1536, out=256, layers=2, hidden_bias=True, norm_eps=
 
 
 @dataclass(frozen=True, kw_only=True)
-class CMAEConfig(MethodConfig):
+class CMAEConfig(MaskedMethodConfig):
     """Knobs of CMAE; defaults are those of the authors' code for ViT-B."""
 
     encoder: Annotated[EncoderConfig, Doc("MAE's ViT: fixed sin-cos positions, Xavier init. [code]")] = EncoderConfig(
@@ -99,7 +109,7 @@ class CMAEConfig(MethodConfig):
         return replace(self, encoder=encoder, max_shift=scaled)
 
 
-class CMAE(Method):
+class CMAE(Method[Views]):
     """Paint hidden pixels, and match the decoded mean feature with one's own image in the batch (Huang et al. 2023)."""
 
     Config: ClassVar[type[MethodConfig]] = CMAEConfig
@@ -117,7 +127,7 @@ class CMAE(Method):
     def __init__(self, config: CMAEConfig) -> None:
         super().__init__()
         self.config: CMAEConfig = config
-        self.encoder = Encoder(config.encoder, mask_token=False)
+        self.encoder = build_encoder(config.encoder, mask_token=False)
         width, grid, prefix = self.encoder.width, self.encoder.grid, self.encoder.prefix
         height_p, width_p = self.encoder.patch
         self.pixel_decoder = TransformerDecoder(
@@ -134,7 +144,7 @@ class CMAE(Method):
         self.predictor = MLPHead(config.projector.out, config.predictor)
         self.target_encoder = frozen_copy(self.encoder)
         if not config.target_norm:
-            self.target_encoder.vit.norm = nn.Identity()
+            self.target_encoder.remove_norm()
         self.target_projector = frozen_copy(self.projector)
 
     @property
@@ -161,7 +171,7 @@ class CMAE(Method):
         )
         return Views(online=online, target=target, mask_BN=mask_BN)
 
-    def losses(self, views: Views) -> Losses:
+    def losses(self, views: Views, progress: float = 0.0) -> Losses:
         mask_BN = check_mask(views.mask_BN)
         visible_BLW = self.encoder(views.online, drop_BN=mask_BN)
         return {
@@ -193,10 +203,10 @@ class CMAE(Method):
         ema_update_(self.target_encoder, self.encoder, momentum)
         ema_update_(self.target_projector, self.projector, momentum)
 
-    def decays(self, name: str, parameter: Tensor) -> bool:
+    def rule(self, name: str, parameter: Tensor) -> ParameterRule:
         # The authors name what is left undecayed; batch norm's weights (in the heads) are not among it.
         layer_norm = "norm" in name  # also q_norm and k_norm of encoders that have them
-        return not (layer_norm or name.endswith(("bias", "pos_embed", "mask_token", "cls_token")))
+        return ParameterRule(decay=not (layer_norm or name.endswith(("bias", "pos_embed", "mask_token", "cls_token"))))
 
     def exported(self) -> Encoder:
         return self.encoder

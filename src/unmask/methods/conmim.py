@@ -30,6 +30,7 @@ from unmask.masking import MaskConfig
 from unmask.methods.base import (
     Inspection,
     Losses,
+    MaskedMethodConfig,
     Method,
     MethodConfig,
     MethodInfo,
@@ -38,18 +39,19 @@ from unmask.methods.base import (
     one_dimensional,
     shared_views,
 )
+from unmask.models.build import build_encoder
 from unmask.models.encoder import Encoder
 from unmask.models.encoder_config import EncoderConfig
 from unmask.models.heads import MLPHead, MLPHeadConfig
 from unmask.models.target import ema_update_, frozen_copy
 from unmask.objectives.contrastive import patch_infonce
-from unmask.optimisation import OptimizerConfig
+from unmask.optimisation import OptimizerConfig, ParameterRule
 from unmask.schedule import Schedule
 from unmask.views import Views
 
 
 @dataclass(frozen=True, kw_only=True)
-class ConMIMConfig(MethodConfig):
+class ConMIMConfig(MaskedMethodConfig):
     """Knobs of ConMIM; defaults are the authors' (README recipe where it differs from their argparse)."""
 
     encoder: Annotated[EncoderConfig, Doc("BEiT's ViT: shared relative positions, layer scale. [authors' code]")] = (
@@ -95,7 +97,7 @@ class ConMIMConfig(MethodConfig):
             raise ValueError(f"temperature must be above 0, got {self.temperature}")
 
 
-class ConMIM(Method):
+class ConMIM(Method[Views]):
     """A masked patch must find its own target feature among all N patches of its image (Yi et al. 2023)."""
 
     Config: ClassVar[type[MethodConfig]] = ConMIMConfig
@@ -113,7 +115,7 @@ class ConMIM(Method):
     def __init__(self, config: ConMIMConfig) -> None:
         super().__init__()
         self.config: ConMIMConfig = config
-        self.encoder = Encoder(config.encoder, mask_token=True)
+        self.encoder = build_encoder(config.encoder, mask_token=True)
         self.projector = MLPHead(self.encoder.width, config.projector)
         self.target_encoder = frozen_copy(self.encoder)
         self.target_projector = frozen_copy(self.projector)
@@ -125,7 +127,7 @@ class ConMIM(Method):
     def make_views(self, batch: Batch) -> Views:
         return shared_views(batch, self.encoder, self.config, self.config.colour)
 
-    def losses(self, views: Views) -> Losses:
+    def losses(self, views: Views, progress: float = 0.0) -> Losses:
         mask_BN = check_mask(views.mask_BN)
         student_BLE, target_BLE = self._features(views, mask_BN)
         contrast = patch_infonce(
@@ -149,8 +151,8 @@ class ConMIM(Method):
         ema_update_(self.target_encoder, self.encoder, momentum)
         ema_update_(self.target_projector, self.projector, momentum)
 
-    def decays(self, name: str, parameter: Tensor) -> bool:
-        return not (one_dimensional(name, parameter) or name.endswith(("cls_token", "pos_embed")))
+    def rule(self, name: str, parameter: Tensor) -> ParameterRule:
+        return ParameterRule(decay=not (one_dimensional(name, parameter) or name.endswith(("cls_token", "pos_embed"))))
 
     def exported(self) -> Encoder:
         return self.target_encoder if self.config.export == "target" else self.encoder

@@ -21,6 +21,7 @@ from unmask.masking import MaskConfig
 from unmask.methods.base import (
     Inspection,
     Losses,
+    MaskedMethodConfig,
     Method,
     MethodConfig,
     MethodInfo,
@@ -29,6 +30,7 @@ from unmask.methods.base import (
     one_dimensional,
     shared_views,
 )
+from unmask.models.build import build_encoder
 from unmask.models.decoder import DecoderConfig, TransformerDecoder
 from unmask.models.encoder import Encoder
 from unmask.models.encoder_config import EncoderConfig
@@ -39,12 +41,12 @@ from unmask.objectives.reconstruction import (
     patchify,
     unpatchify,
 )
-from unmask.optimisation import OptimizerConfig
+from unmask.optimisation import OptimizerConfig, ParameterRule
 from unmask.views import Views
 
 
 @dataclass(frozen=True, kw_only=True)
-class MAEConfig(MethodConfig):
+class MAEConfig(MaskedMethodConfig):
     """Knobs of MAE; defaults are the authors'."""
 
     encoder: Annotated[EncoderConfig, Doc("ViT with fixed sin-cos positions, Xavier init. [code]")] = EncoderConfig(
@@ -64,7 +66,7 @@ class MAEConfig(MethodConfig):
     )
 
 
-class MAE(Method):
+class MAE(Method[Views]):
     """Encode the visible patches, decode all, compare the hidden ones with their pixels (He et al. 2022)."""
 
     Config: ClassVar[type[MethodConfig]] = MAEConfig
@@ -82,7 +84,7 @@ class MAE(Method):
     def __init__(self, config: MAEConfig) -> None:
         super().__init__()
         self.config: MAEConfig = config
-        self.encoder = Encoder(config.encoder, mask_token=False)
+        self.encoder = build_encoder(config.encoder, mask_token=False)
         height, width = self.encoder.patch
         self.decoder = TransformerDecoder(
             config.decoder,
@@ -99,7 +101,7 @@ class MAE(Method):
     def make_views(self, batch: Batch) -> Views:
         return shared_views(batch, self.encoder, self.config, colour=None)
 
-    def losses(self, views: Views) -> Losses:
+    def losses(self, views: Views, progress: float = 0.0) -> Losses:
         mask_BN = check_mask(views.mask_BN)
         decoded_BND = self.decoder(self.encoder(views.online, drop_BN=mask_BN), mask_BN)
         prediction_MK = self.decoder.predict(decoded_BND[mask_BN])
@@ -111,8 +113,8 @@ class MAE(Method):
     def update_target(self, progress: float) -> None:
         """There is no target network."""
 
-    def decays(self, name: str, parameter: Tensor) -> bool:
-        return not one_dimensional(name, parameter)
+    def rule(self, name: str, parameter: Tensor) -> ParameterRule:
+        return ParameterRule(decay=not one_dimensional(name, parameter))
 
     def exported(self) -> Encoder:
         return self.encoder

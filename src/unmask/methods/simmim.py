@@ -23,6 +23,7 @@ from unmask.masking import MaskConfig
 from unmask.methods.base import (
     Inspection,
     Losses,
+    MaskedMethodConfig,
     Method,
     MethodConfig,
     MethodInfo,
@@ -31,15 +32,16 @@ from unmask.methods.base import (
     one_dimensional,
     shared_views,
 )
+from unmask.models.build import build_encoder
 from unmask.models.encoder import Encoder
 from unmask.models.encoder_config import EncoderConfig
 from unmask.objectives.reconstruction import absolute_error_per_pixel, patchify, unpatchify
-from unmask.optimisation import OptimizerConfig
+from unmask.optimisation import OptimizerConfig, ParameterRule
 from unmask.views import Views
 
 
 @dataclass(frozen=True, kw_only=True)
-class SimMIMConfig(MethodConfig):
+class SimMIMConfig(MaskedMethodConfig):
     """Knobs of SimMIM; defaults are the authors'."""
 
     encoder: Annotated[EncoderConfig, Doc("ViT with shared relative positions, layer scale, drop path. [code]")] = (
@@ -59,7 +61,7 @@ class SimMIMConfig(MethodConfig):
     )
 
 
-class SimMIM(Method):
+class SimMIM(Method[Views]):
     """Predict the raw pixels of hidden patches by one linear layer and an L1 loss (Xie et al. 2022)."""
 
     Config: ClassVar[type[MethodConfig]] = SimMIMConfig
@@ -77,7 +79,7 @@ class SimMIM(Method):
     def __init__(self, config: SimMIMConfig) -> None:
         super().__init__()
         self.config: SimMIMConfig = config
-        self.encoder = Encoder(config.encoder, mask_token=True)
+        self.encoder = build_encoder(config.encoder, mask_token=True)
         height, width = self.encoder.patch
         self.decoder = nn.Linear(self.encoder.width, height * width * config.encoder.channels)
 
@@ -88,7 +90,7 @@ class SimMIM(Method):
     def make_views(self, batch: Batch) -> Views:
         return shared_views(batch, self.encoder, self.config, colour=None)
 
-    def losses(self, views: Views) -> Losses:
+    def losses(self, views: Views, progress: float = 0.0) -> Losses:
         mask_BN = check_mask(views.mask_BN)
         tokens_BND = self.encoder.patches(self.encoder(views.online, replace_BN=mask_BN))
         prediction_MK = self.decoder(tokens_BND[mask_BN])
@@ -98,8 +100,8 @@ class SimMIM(Method):
     def update_target(self, progress: float) -> None:
         """There is no target network."""
 
-    def decays(self, name: str, parameter: Tensor) -> bool:
-        return not (one_dimensional(name, parameter) or name.endswith(("cls_token", "pos_embed")))
+    def rule(self, name: str, parameter: Tensor) -> ParameterRule:
+        return ParameterRule(decay=not (one_dimensional(name, parameter) or name.endswith(("cls_token", "pos_embed"))))
 
     def exported(self) -> Encoder:
         return self.encoder

@@ -1,114 +1,69 @@
-"""A timm ViT that can also see only some patches (drop) or mask tokens in their place (replace).
+"""What every encoder is: images in, tokens out, whole or with some patches hidden.
 
 Shape legend: B images, C channels, H x W pixels, N patches (row-major), P prefix tokens (class token, registers),
-L tokens that the blocks see (P + N, or P + visible), D width, h heads.
+L tokens that come out (P + N, or P + visible), D width, h heads.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
-from functools import partial
-from typing import Any, Literal, cast
+from abc import ABC, abstractmethod
+from typing import Literal
 
-import timm
-import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float
-from timm.layers import resample_abs_pos_embed
-from timm.models.beit import Beit
-from timm.models.vision_transformer import (
-    VisionTransformer,
-)
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
-from torch.utils.checkpoint import checkpoint
 
-from unmask.masking import visible_indices
-from unmask.models.encoder_config import EncoderConfig, timm_arguments
-from unmask.models.initialise import xavier_linears_, xavier_patches_
-from unmask.models.positions import sincos_positions
+from unmask.models.encoder_config import EncoderConfig
 
 
-class Encoder(nn.Module):
-    """A timm ViT in three input modes: all patches (full), visible patches only (drop), mask tokens (replace)."""
+class Encoder(nn.Module, ABC):
+    """An encoder of images that methods train and evaluations judge; `build_encoder` makes one from a configuration."""
 
-    def __init__(self, config: EncoderConfig, *, mask_token: bool) -> None:
+    mask_token: nn.Parameter | None
+
+    def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
         self.config = config
-        name, arguments = timm_arguments(config)
-        # One of TIMM_VITS; their attributes have no types.
-        try:
-            self.vit = cast(Any, timm.create_model(name, pretrained=False, **arguments))
-        except AssertionError as error:
-            raise ValueError(f"timm cannot build {config.name!r} with these sizes ({error})") from error
-        self.mask_token = nn.Parameter(torch.empty(1, 1, self.width)) if mask_token else None
-        if config.init == "xavier":
-            xavier_linears_(self.vit)
-            xavier_patches_(self.vit.patch_embed.proj)
-            if self.has_class_token:
-                nn.init.normal_(self.vit.cls_token, std=0.02)
-        if self.mask_token is not None:
-            nn.init.trunc_normal_(self.mask_token, std=0.02)
-        if config.position == "sincos":
-            self._set_sincos()
-
-    def _set_sincos(self) -> None:
-        assert isinstance(self.vit, VisionTransformer)
-        prefix = 0 if self.vit.no_embed_class else self.prefix
-        self.vit.pos_embed = nn.Parameter(
-            sincos_positions(self.grid, self.width, prefix=prefix).to(self.vit.patch_embed.proj.weight),
-            requires_grad=False,
-        )
 
     @property
+    @abstractmethod
     def width(self) -> int:
         """Width D of the tokens."""
-        return int(self.vit.embed_dim)
 
     @property
+    @abstractmethod
     def depth(self) -> int:
-        """Number of transformer blocks."""
-        return len(self.vit.blocks)
+        """Number of blocks (of the last stage, where there are several)."""
 
     @property
+    @abstractmethod
     def prefix(self) -> int:
         """Number P of tokens before the patches: class token and registers."""
-        return int(self.vit.num_prefix_tokens)
 
     @property
+    @abstractmethod
     def has_class_token(self) -> bool:
         """Whether the first token is a class token."""
-        return self.vit.cls_token is not None
 
     @property
+    @abstractmethod
     def patch(self) -> tuple[int, int]:
         """Height and width of a patch, in pixels."""
-        height, width = self.vit.patch_embed.patch_size
-        return int(height), int(width)
 
     @property
+    @abstractmethod
     def grid(self) -> tuple[int, int]:
         """Rows and columns of patches."""
-        rows, columns = self.vit.patch_embed.grid_size
-        return int(rows), int(columns)
 
     @property
-    def image_size(self) -> tuple[int, int]:
-        """Height and width of the images, in pixels."""
-        return self.grid[0] * self.patch[0], self.grid[1] * self.patch[1]
+    @abstractmethod
+    def network(self) -> nn.Module:
+        """The network without what only pre-training needs (mask token): what an encoder file holds."""
 
+    @abstractmethod
     def set_image_size(self, height: int, width: int) -> None:
-        """Take images of another size from now on: learned positions and bias tables are interpolated (timm's way),
-        sin-cos positions are computed anew. Both must be multiples of the patch size."""
-        for what, pixels, patch in (("height", height, self.patch[0]), ("width", width, self.patch[1])):
-            if pixels < patch or pixels % patch:
-                raise ValueError(f"image {what} {pixels} is not divisible by the patch size {patch}")
-        self.vit.set_input_size(img_size=(height, width))
-        self.config = replace(self.config, image_height=height, image_width=width)
-        if self.config.position == "sincos":
-            self._set_sincos()
+        """Take images of another size from now on. Both must be multiples of the patch size."""
 
+    @abstractmethod
     def forward(
         self,
         images_BCHW: Float[Tensor, "B C H W"],
@@ -123,15 +78,20 @@ class Encoder(nn.Module):
         SimMIM, ConMIM); L = P + N. Neither: all patches. Absolute positions follow images of another size by
         interpolation; relative ones need `set_image_size` first.
         """
-        assert drop_BN is None or replace_BN is None, "patches are dropped or replaced, not both"
-        tokens_BLD, context = self._embed(images_BCHW, drop_BN, replace_BN)
-        for block in self.vit.blocks:
-            if self.config.checkpointing and torch.is_grad_enabled():
-                run: Callable[..., Tensor] = partial(block, **context)
-                tokens_BLD = checkpoint(run, tokens_BLD, use_reentrant=False)
-            else:
-                tokens_BLD = block(tokens_BLD, **context)
-        return self.vit.norm(tokens_BLD)
+
+    @abstractmethod
+    def remove_norm(self) -> None:
+        """Take the final norm away (targets of CMAE have none)."""
+
+    @abstractmethod
+    def attention(self, images_BCHW: Float[Tensor, "B C H W"]) -> Float[Tensor, "B h N"]:
+        """For each head of the last block, how much the class token (or, without one, the mean patch) attends to each
+        patch; a picture for people, not part of any loss. ValueError where the encoder has no attention."""
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width of the images, in pixels."""
+        return self.grid[0] * self.patch[0], self.grid[1] * self.patch[1]
 
     def patches(self, tokens_BLD: Float[Tensor, "B L D"]) -> Float[Tensor, "B N D"]:
         """The patch tokens among `tokens_BLD`."""
@@ -146,117 +106,3 @@ class Encoder(nn.Module):
         if not self.has_class_token:
             raise ValueError("this encoder has no class token; pool by mean")
         return tokens_BLD[:, 0]
-
-    @torch.no_grad()
-    def attention(self, images_BCHW: Float[Tensor, "B C H W"]) -> Float[Tensor, "B h N"]:
-        """For each head of the last block, how much the class token (or, without one, the mean patch) attends to each
-        patch; a picture for people, not part of any loss."""
-        tokens_BLD, context = self._embed(images_BCHW, None, None)
-        for block in self.vit.blocks[:-1]:
-            tokens_BLD = block(tokens_BLD, **context)
-        with _RecordAttention() as record:
-            self.vit.blocks[-1](tokens_BLD, **context)
-        assert record.attention is not None, "the last block did not use scaled dot-product attention"
-        queries = slice(0, 1) if self.has_class_token else slice(self.prefix, None)
-        return record.attention[:, :, queries, self.prefix :].mean(dim=2)
-
-    def _embed(
-        self, images_BCHW: Tensor, drop_BN: Tensor | None, replace_BN: Tensor | None
-    ) -> tuple[Tensor, dict[str, Tensor | None]]:
-        """Tokens that enter the first block, and what every block needs beside them (bias or rotation)."""
-        vit = self.vit
-        _, channels, height, width = images_BCHW.shape
-        if channels != self.config.channels:
-            raise ValueError(f"the encoder takes {self.config.channels} channels, got images of {channels}")
-        (ph, pw) = self.patch
-        if height % ph or width % pw:
-            raise ValueError(f"image size {height}x{width} is not divisible by the patch size {ph}x{pw}")
-        grid = (height // ph, width // pw)
-        patches_BND = vit.patch_embed.norm(vit.patch_embed.proj(images_BCHW).flatten(2).transpose(1, 2))
-        if replace_BN is not None:
-            if self.mask_token is None:
-                raise ValueError("this encoder was built without a mask token; build it with mask_token=True")
-            token = self.mask_token.to(patches_BND.dtype)
-            patches_BND = torch.where(replace_BN[..., None], token, patches_BND)
-
-        # Prefix tokens and patches get their positions apart, so that dropping patches is one gather in between.
-        batch = patches_BND.shape[0]
-        prefix = [] if vit.cls_token is None else [vit.cls_token]
-        if not isinstance(vit, Beit) and vit.reg_token is not None:
-            prefix.append(vit.reg_token)
-        prefix_1PD = torch.cat(prefix, dim=1) if prefix else None
-        if vit.pos_embed is not None:
-            positioned_prefix = 0 if not isinstance(vit, Beit) and vit.no_embed_class else self.prefix
-            position = vit.pos_embed
-            if grid != self.grid:
-                position = resample_abs_pos_embed(
-                    position,
-                    new_size=list(grid),
-                    old_size=list(self.grid),
-                    num_prefix_tokens=positioned_prefix,
-                )
-            patches_BND = patches_BND + position[:, positioned_prefix:]
-            if prefix_1PD is not None and positioned_prefix:
-                prefix_1PD = prefix_1PD + position[:, :positioned_prefix]
-        visible_BV = None if drop_BN is None else visible_indices(drop_BN)
-        if visible_BV is not None:
-            patches_BND = patches_BND.gather(1, visible_BV[..., None].expand(-1, -1, patches_BND.shape[-1]))
-        tokens = patches_BND
-        if prefix_1PD is not None:
-            tokens = torch.cat([prefix_1PD.to(patches_BND.dtype).expand(batch, -1, -1), patches_BND], dim=1)
-        tokens = vit.pos_drop(tokens)
-        if not isinstance(vit, Beit):
-            tokens = vit.norm_pre(tokens)
-        return tokens, self._context(grid, visible_BV)
-
-    def _context(self, grid: tuple[int, int], visible_BV: Tensor | None) -> dict[str, Tensor | None]:
-        vit = self.vit
-        if isinstance(vit, VisionTransformer):
-            return {}
-        if grid != self.grid:
-            raise ValueError(
-                f"relative positions were built for {self.grid[0]}x{self.grid[1]} patches, got {grid[0]}x{grid[1]}; "
-                "call set_image_size first"
-            )
-        if isinstance(vit, Beit):
-            shared = cast(Any, vit.rel_pos_bias)
-            if shared is None:
-                first = cast(Any, vit.blocks[0])
-                if visible_BV is not None and first.attn.relative_position_bias_table is not None:
-                    raise ValueError("patches cannot be dropped where every block has its own relative positions")
-                return {"shared_rel_pos_bias": None}
-            bias_hLL = shared()
-            if visible_BV is None:
-                return {"shared_rel_pos_bias": bias_hLL}
-            batch = visible_BV.shape[0]
-            kept_BL = torch.cat(
-                [
-                    torch.arange(self.prefix, device=visible_BV.device).expand(batch, -1),
-                    visible_BV + self.prefix,
-                ],
-                dim=1,
-            )
-            bias_hBLL = bias_hLL[:, kept_BL[:, :, None], kept_BL[:, None, :]]
-            return {"shared_rel_pos_bias": bias_hBLL.transpose(0, 1)}
-        if vit.rope is None:
-            return {"rope": None}
-        # Some rotations are cached for the grid, some (DINOv3's) are built when asked.
-        rope_NR = vit.rope.get_embed(list(grid))
-        return {"rope": rope_NR if visible_BV is None else rope_NR[visible_BV][:, None]}
-
-
-class _RecordAttention(TorchFunctionMode):
-    """Notes the attention weights of the last call of scaled_dot_product_attention, whichever block made it."""
-
-    attention: Tensor | None = None
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        if func is F.scaled_dot_product_attention:
-            query, key = args[0], args[1]
-            logits = query @ key.transpose(-2, -1) * query.shape[-1] ** -0.5
-            bias = kwargs.get("attn_mask")
-            self.attention = (logits if bias is None else logits + bias).softmax(dim=-1)
-        return func(*args, **kwargs)

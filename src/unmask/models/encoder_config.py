@@ -46,6 +46,14 @@ class EncoderConfig:
             "shared by all blocks (a vit_* name is then built as timm's Beit of the same size)."
         ),
     ] = "native"
+    position_resize: Annotated[
+        Literal["antialias", "offset", "scale"],
+        Doc(
+            "How absolute positions follow crops of another size: antialias: timm's bicubic; offset: DINO's and iBOT's "
+            "bicubic with 0.1 added to the grid; scale: MSN's, one scale for both sides."
+        ),
+    ] = "antialias"
+    final_norm: Annotated[bool, Doc("Whether a norm ends the encoder; MaskFeat's and SIM's have none.")] = True
     layer_scale: Annotated[float | None, Doc("Initial value of layer scale; 0 switches it off.")] = None
     drop_path: Annotated[float, Doc("Stochastic depth of the last block (grows linearly with depth).")] = 0.0
     init: Annotated[

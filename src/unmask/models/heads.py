@@ -1,12 +1,12 @@
 """Multi-layer heads on tokens or on pooled features.
 
-Shape legend: D input width, E output width; leading dimensions are flattened before batch norm.
+Shape legend: D input width, E output width; leading dimensions are flattened before a norm sees them.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -15,14 +15,18 @@ from typing_extensions import Doc
 
 @dataclass(frozen=True, kw_only=True)
 class MLPHeadConfig:
-    """`layers` linear layers with batch norm and ReLU between them."""
+    """`layers` linear layers with a norm and an activation between them."""
 
     hidden: Annotated[int, Doc("Width of the hidden layers.")] = 4096
     out: Annotated[int, Doc("Width of the output.")] = 256
     layers: Annotated[int, Doc("Number of linear layers.")] = 2
+    norm: Annotated[Literal["batch", "layer", "none"], Doc("Norm after each hidden linear layer.")] = "batch"
+    activation: Annotated[Literal["relu", "gelu"], Doc("Activation after each hidden norm.")] = "relu"
     hidden_bias: Annotated[bool, Doc("Whether hidden linear layers have a bias (batch norm cancels it).")] = False
-    last_norm: Annotated[bool, Doc("Whether a batch norm without affine parameters ends the head.")] = False
-    norm_eps: Annotated[float, Doc("Epsilon of the batch norms.")] = 1e-5
+    out_bias: Annotated[bool, Doc("Whether the last linear layer has a bias.")] = False
+    last_norm: Annotated[bool, Doc("Whether a batch norm ends the head.")] = False
+    last_affine: Annotated[bool, Doc("Whether that last batch norm has a weight and a bias.")] = False
+    norm_eps: Annotated[float, Doc("Epsilon of the norms.")] = 1e-5
     synchronised: Annotated[
         bool, Doc("Whether batch statistics are taken over all ranks (SyncBN) or over each rank alone.")
     ] = False
@@ -34,22 +38,23 @@ class MLPHeadConfig:
 
 
 class MLPHead(nn.Module):
-    """Linear, batch norm, ReLU, ..., linear; in train mode over all leading positions together."""
+    """Linear, norm, activation, ..., linear; a batch norm in train mode sees all leading positions together."""
 
     def __init__(self, width: int, config: MLPHeadConfig) -> None:
         super().__init__()
-        norm = nn.SyncBatchNorm if config.synchronised else nn.BatchNorm1d
+        batch_norm = nn.SyncBatchNorm if config.synchronised else nn.BatchNorm1d
         layers: list[nn.Module] = []
         for _ in range(config.layers - 1):
-            layers += [
-                nn.Linear(width, config.hidden, bias=config.hidden_bias),
-                norm(config.hidden, eps=config.norm_eps),
-                nn.ReLU(inplace=True),
-            ]
+            layers.append(nn.Linear(width, config.hidden, bias=config.hidden_bias))
+            if config.norm == "batch":
+                layers.append(batch_norm(config.hidden, eps=config.norm_eps))
+            elif config.norm == "layer":
+                layers.append(nn.LayerNorm(config.hidden, eps=config.norm_eps))
+            layers.append(nn.ReLU(inplace=True) if config.activation == "relu" else nn.GELU())
             width = config.hidden
-        layers.append(nn.Linear(width, config.out, bias=False))
+        layers.append(nn.Linear(width, config.out, bias=config.out_bias))
         if config.last_norm:
-            layers.append(norm(config.out, eps=config.norm_eps, affine=False))
+            layers.append(batch_norm(config.out, eps=config.norm_eps, affine=config.last_affine))
         self.layers = nn.Sequential(*layers)
 
     def forward(self, features: Float[Tensor, "*lead D"]) -> Float[Tensor, "*lead E"]:

@@ -26,6 +26,7 @@ from jaxtyping import Float, UInt8
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from unmask.models.build import build_encoder
 from unmask.models.encoder import Encoder
 from unmask.models.encoder_config import EncoderConfig, timm_arguments
 from unmask.views import normalise, to_float
@@ -72,7 +73,7 @@ def encoder_file(
         "encoder": dataclasses.asdict(encoder.config),
         **facts,
     }
-    state = {key: value.detach().cpu() for key, value in encoder.vit.state_dict().items()}
+    state = {key: value.detach().cpu() for key, value in encoder.network.state_dict().items()}
     return state, {HEADER: json.dumps(header)}
 
 
@@ -98,9 +99,9 @@ def read_encoder(path: Path) -> PretrainedEncoder:
         mean, std = (tuple(float(value) for value in header[key]) for key in ("mean", "std"))
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} has a damaged header") from error
-    encoder = Encoder(config, mask_token=False)
+    encoder = build_encoder(config, mask_token=False)
     try:
-        encoder.vit.load_state_dict(tensors)
+        encoder.network.load_state_dict(tensors)
     except RuntimeError as error:
         raise ValueError(f"{path} does not hold the encoder that its header describes") from error
     return PretrainedEncoder(encoder=encoder, mean=mean, std=std, origin=str(path))
@@ -115,8 +116,8 @@ def timm_encoder(name: str) -> PretrainedEncoder:
     except (RuntimeError, OSError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"timm could not load weights for {name!r} ({reason})") from error
-    encoder = Encoder(config, mask_token=False)
-    encoder.vit.load_state_dict(model.state_dict())
+    encoder = build_encoder(config, mask_token=False)
+    encoder.network.load_state_dict(model.state_dict())
     cfg = model.pretrained_cfg
     return PretrainedEncoder(encoder=encoder, mean=tuple(cfg["mean"]), std=tuple(cfg["std"]), origin=f"timm:{name}")
 

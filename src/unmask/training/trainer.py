@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from typing_extensions import Doc
 
 from unmask.data.batch import Batch
 from unmask.errors import Failure
 from unmask.methods.base import Losses, Method
-from unmask.optimisation import build_adamw
+from unmask.optimisation import build_optimizer, finish_gradients, set_rates
 from unmask.training.checkpoint import (
     Checkpoint,
     load_module_tensors,
@@ -132,10 +132,11 @@ class Trainer:
         self.step = 0
         self.total_steps = max(1, round(config.epochs * steps_per_epoch))
         self.dtype = choose_precision(config.precision, device)
-        self.optimizer = build_adamw(method, method.decays, method.config.optimizer)
+        self.optimizer = build_optimizer(method, method.rule, method.config.optimizer)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
-        self._trainable = [parameter for parameter in method.parameters() if parameter.requires_grad]
-        self._losses: Callable[[Views], Losses] = torch.compile(method.losses) if config.compile else method.losses
+        self._losses: Callable[[Views, float], Losses] = (
+            torch.compile(method.losses) if config.compile else method.losses
+        )
 
     @property
     def progress(self) -> float:
@@ -144,11 +145,12 @@ class Trainer:
 
     def train_step(self, batches: Sequence[Batch]) -> StepResult:
         """One optimizer step on `batches`, the parts of one batch: forward, backward, clip, step, move the target."""
-        rate = self.method.config.optimizer.at(
-            self.progress, batch_size=self.config.batch_size, epochs=self.config.epochs
-        )
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        settings, progress = self.method.config.optimizer, self.progress
+        rate = settings.at(progress, batch_size=self.config.batch_size, epochs=self.config.epochs)
+        peak = settings.peak(self.config.batch_size)
+        set_rates(self.optimizer, rate=rate, peak=peak, weight_decay=settings.weight_decay_at(progress))
+        if self.method.target_moves == "before step":
+            self.method.update_target(progress)
         self.optimizer.zero_grad(set_to_none=True)
         sums: dict[str, Tensor] = {}
         for batch in batches:
@@ -159,21 +161,21 @@ class Trainer:
             with torch.no_grad():
                 views = self.method.make_views(on_device)
             with self._autocast():
-                losses = {name: loss / len(batches) for name, loss in self._losses(views).items()}
+                losses = {name: loss / len(batches) for name, loss in self._losses(views, progress).items()}
                 total = torch.stack(list(losses.values())).sum()
             self.scaler.scale(total).backward()
             for name, loss in losses.items():
                 sums[name] = sums.get(name, torch.zeros_like(loss)) + loss.detach()
         self.scaler.unscale_(self.optimizer)
-        clip = self.method.config.optimizer.clip
-        norm = nn.utils.clip_grad_norm_(self._trainable, float("inf") if clip is None else clip)
+        norm = finish_gradients(self.optimizer, settings, progress)
         # One transfer for all figures of the step.
         *values, gradient_norm = torch.stack([*sums.values(), norm]).tolist()
         named = dict(zip(sums, values, strict=True))
         self._require_finite(named, gradient_norm, batches)
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        self.method.update_target(self.progress)
+        if self.method.target_moves == "after step":
+            self.method.update_target(progress)
         self.step += 1
         return StepResult(loss=sum(values), losses=named, gradient_norm=gradient_norm, lr=rate)
 

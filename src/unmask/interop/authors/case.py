@@ -6,7 +6,7 @@ Shape legend: B samples, C channels, H x W pixels, N patches.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -32,14 +32,21 @@ class Authors:
     """Names in a table of the target alone ("final_teacher_norms"); empty where the method has none."""
     build: Callable[[Json], Method]
     """The method of a case, with all its hyper-parameters."""
-    views: Callable[[Json, Tensors, int], Views]
+    views: Callable[[Json, Tensors, int], Any]
     """Recorded inputs of a step, in float64."""
-    losses: dict[str, str]
-    """Our name of a loss to the name of the recorded tensor."""
+    losses: dict[str, str | Callable[[Json, Tensors, int], float]]
+    """Our name of a loss to the name of the recorded tensor, or to what ours must be at a step where theirs is recorded
+    with another weight. Where "losses" is recorded, the sum of all is compared with it."""
     convert: Callable[[Json, str, Tensor], Tensor] | None = None
     """Change of layout of a parameter, by the authors' name, where ours differs."""
-    predict: Callable[[Method, Views], Tensor] | None = None
-    """What "pred_first" holds: a prediction of the first step before any update."""
+    predictions: dict[str, Callable[[Any, Any], Tensor]] = field(default_factory=dict)
+    """Recorded name to what it holds: something the method computes from the first step's views before any update."""
+    schedules: dict[str, str] = field(default_factory=lambda: {"momentum": "momentum"})
+    """Our configuration's Schedule to the recorded value of each step (tensor, or list in the JSON)."""
+    states: dict[str, str] = field(default_factory=dict)
+    """Recorded name to our parameter or buffer: its value after each step ([steps, ...]) or after the last one."""
+    total_steps: Callable[[Json], int] | None = None
+    """Steps of the whole run that a case is the start of, where not all are recorded: progress is by these."""
 
 
 def mean_and_std(case: Json) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -80,14 +87,17 @@ def encoder_config(case: Json, **changes: Any) -> EncoderConfig:
 
 
 def optimizer_config(case: Json) -> OptimizerConfig:
-    """AdamW as recorded; the learning rate of each step is read apart."""
+    """The optimizer as recorded; the learning rate (and a scheduled weight decay) of each step is read apart."""
     return OptimizerConfig(
+        kind="sgd" if case.get("optimizer") == "SGD" else "adamw",
         lr=0.0,
         lr_batch=None,
-        betas=tuple(case["betas"]),
+        betas=tuple(case.get("betas", (0.9, 0.999))),
         eps=case.get("eps", 1e-8),
-        weight_decay=case["weight_decay"],
+        sgd_momentum=case.get("sgd_momentum", 0.9),
+        weight_decay=0.0 if isinstance(case["weight_decay"], list) else case["weight_decay"],
         clip=case.get("clip", case.get("clip_grad_norm")),
+        clip_each=str(case.get("clip_kind", "")).startswith("per parameter"),
     )
 
 

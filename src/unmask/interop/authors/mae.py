@@ -58,5 +58,5 @@ AUTHORS = Authors(
     build=build,
     views=image_views,
     losses={"reconstruction": "losses"},
-    predict=predict,
+    predictions={"pred_first": predict},
 )

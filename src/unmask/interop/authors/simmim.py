@@ -61,5 +61,5 @@ AUTHORS = Authors(
     views=image_views,
     losses={"reconstruction": "losses"},
     convert=convert,
-    predict=predict,
+    predictions={"pred_first": predict},
 )

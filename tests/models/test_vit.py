@@ -12,6 +12,7 @@ import torch
 from timm.models.beit import Beit
 from torch import Tensor
 
+from unmask.models.build import build_encoder
 from unmask.models.encoder import Encoder
 from unmask.models.encoder_config import EncoderConfig, timm_arguments
 from unmask.models.positions import sincos_positions
@@ -136,7 +137,7 @@ def test_any_encoder_can_be_set_to_another_image_size(build: Build, family: Enco
     assert (encoder.config.image_height, encoder.config.image_width) == (48, 32)
     torch.testing.assert_close(encoder(images), _timm_tokens(encoder, images), rtol=1e-5, atol=1e-5)
     # The encoder that its configuration describes has the same shapes: it can be saved and built again.
-    Encoder(encoder.config, mask_token=True).load_state_dict(encoder.state_dict())
+    build_encoder(encoder.config, mask_token=True).load_state_dict(encoder.state_dict())
 
 
 def test_sincos_positions_are_computed_anew_for_another_size(build: Build, tiny: EncoderConfig) -> None:
@@ -233,7 +234,7 @@ def test_unequal_masks_cannot_be_dropped(build: Build, tiny: EncoderConfig, imag
 
 
 def test_stochastic_depth_grows_with_depth_and_rests_in_eval_mode(build: Build, tiny: EncoderConfig) -> None:
-    encoder = Encoder(replace(tiny, depth=3, drop_path=0.4), mask_token=False)
+    encoder = build_encoder(replace(tiny, depth=3, drop_path=0.4), mask_token=False)
     rates = [getattr(block.drop_path1, "drop_prob", 0.0) for block in encoder.vit.blocks]
     assert rates == pytest.approx([0, 0.2, 0.4])
     images = torch.randn(8, 3, 32, 40)
