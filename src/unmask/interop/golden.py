@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from unmask.interop.authors import AUTHORS
-from unmask.interop.authors.case import Authors, Json, Tensors, per_step
+from unmask.interop.authors.case import Authors, Json, LossSource, Tensors, per_step
 from unmask.interop.authors.names import NameTable, our_name
 from unmask.methods.base import Losses, Method
 from unmask.optimisation import build_optimizer, finish_gradients, set_rates
@@ -197,12 +197,17 @@ def load_initial_values(method: Method, case: Json, tensors: Tensors, authors: A
 def loss_differences(named: Losses, case: Json, tensors: Tensors, authors: Authors, step: int) -> list[float]:
     """Differences of the sum of the losses, and of each that is recorded."""
     found = []
-    if "losses" in tensors:
-        found.append(difference(sum(loss.item() for loss in named.values()), float(tensors["losses"][step])))
+    if not isinstance(authors.total, str) or authors.total in tensors:
+        total = sum(loss.item() for loss in named.values())
+        found.append(difference(total, recorded_loss(authors.total, case, tensors, step)))
     for ours, theirs in authors.losses.items():
-        expected = float(tensors[theirs][step]) if isinstance(theirs, str) else theirs(case, tensors, step)
-        found.append(difference(named[ours].item(), expected))
+        found.append(difference(named[ours].item(), recorded_loss(theirs, case, tensors, step)))
     return found
+
+
+def recorded_loss(source: LossSource, case: Json, tensors: Tensors, step: int) -> float:
+    """A loss as recorded, or as it follows from what is recorded."""
+    return float(tensors[source][step]) if isinstance(source, str) else source(case, tensors, step)
 
 
 @torch.no_grad()

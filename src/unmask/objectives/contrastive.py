@@ -59,3 +59,16 @@ def batch_infonce(
     logits_BG = F.normalize(online_BD, dim=-1) @ keys_GD.T / temperature
     labels_B = torch.arange(online_BD.shape[0], device=online_BD.device) + offset
     return F.cross_entropy(logits_BG, labels_B)
+
+
+def ntxent(first_BD: Float[Tensor, "B D"], second_BD: Float[Tensor, "B D"], temperature: float) -> Float[Tensor, ""]:
+    """NT-Xent between two views of a batch (SimCLR, equation 1): each must find the other among all 2B - 1 features.
+
+    Cosine similarity by `temperature`; both views are queries, a feature is never its own key, the positive stays in
+    the denominator; mean over the 2B queries. Gradients flow through both sides. The negatives are this rank's alone.
+    Chance level is ln(2B - 1), so a batch of one image gives 0.
+    """
+    features_QD = F.normalize(torch.cat([first_BD, second_BD]), dim=-1)
+    logits_QQ = (features_QD @ features_QD.T / temperature).fill_diagonal_(-torch.inf)
+    labels_Q = torch.arange(len(features_QD), device=features_QD.device).roll(len(first_BD))
+    return F.cross_entropy(logits_QQ, labels_Q)

@@ -20,6 +20,7 @@ from unmask.views import Views, normalise, to_float
 
 Json = dict[str, Any]
 Tensors = dict[str, Tensor]
+LossSource = str | Callable[[Json, Tensors, int], float]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,9 +35,11 @@ class Authors:
     """The method of a case, with all its hyper-parameters."""
     views: Callable[[Json, Tensors, int], Any]
     """Recorded inputs of a step, in float64."""
-    losses: dict[str, str | Callable[[Json, Tensors, int], float]]
+    losses: dict[str, LossSource]
     """Our name of a loss to the name of the recorded tensor, or to what ours must be at a step where theirs is recorded
-    with another weight. Where "losses" is recorded, the sum of all is compared with it."""
+    with another weight."""
+    total: LossSource = "losses"
+    """Recorded name of the sum of all losses, which is compared where it is recorded; or what it must be."""
     convert: Callable[[Json, str, Tensor], Tensor] | None = None
     """Change of layout of a parameter, by the authors' name, where ours differs."""
     predictions: dict[str, Callable[[Any, Any], Tensor]] = field(default_factory=dict)
@@ -66,6 +69,15 @@ def image_views(case: Json, tensors: Tensors, step: int) -> Views:
         target=view("images_target") if "images_target" in tensors else None,
         mask_BN=tensors["masks"][step].bool(),
     )
+
+
+def two_image_views(case: Json, tensors: Tensors, step: int) -> Views:
+    """Views of a step from `images_1` and `images_2`."""
+    mean, std = mean_and_std(case)
+    first, second = (
+        normalise(to_float(tensors[name][step], dtype=torch.float64), mean, std) for name in ("images_1", "images_2")
+    )
+    return Views(online=first, target=second)
 
 
 def encoder_config(case: Json, **changes: Any) -> EncoderConfig:
