@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -16,7 +15,7 @@ from unmask.evaluation.features import FeatureExtractor, pixel_extractor
 from unmask.evaluation.full_linear import FullLinearConfig, full_linear
 from unmask.evaluation.knn import KnnConfig, knn
 from unmask.evaluation.linear import LinearConfig, quick_linear
-from unmask.evaluation.metrics import Score
+from unmask.evaluation.metrics import Score, gap_noise
 from unmask.evaluation.protocols import features_at_size_of
 from unmask.models.build import build_encoder
 from unmask.models.encoder import Encoder
@@ -118,9 +117,7 @@ def _score(
 def compare(better: Score, floor: Score, name: str) -> str:
     """A sentence on whether `better` is above `floor`, beyond what another test set of this size could turn round."""
     gap = better.top1 - floor.top1
-    # Both were scored on the same images; treating them as independent makes the noise too wide, never too narrow.
-    variance = sum(score.top1 * (100 - score.top1) / score.n for score in (better, floor))
-    noise = 1.96 * math.sqrt(variance)
+    noise = gap_noise(better, floor)
     if gap > noise:
         verdict = "clearly better"
     elif gap < -noise:
