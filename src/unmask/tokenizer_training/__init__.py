@@ -1,0 +1,1 @@
+"""Training of image tokenizers: from a folder of images to one file."""
