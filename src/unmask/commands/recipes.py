@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rich.console import Console
+from rich.markup import escape
 
 from unmask.commands.parse import parse
 from unmask.recipes import RECIPES
@@ -22,5 +23,6 @@ def run(arguments: Sequence[str]) -> int:
     parse(Recipes, arguments, command="recipes")
     console = Console(soft_wrap=True)
     for name, recipe in RECIPES.items():
-        console.print(f"[bold]{name}[/bold]\n{inspect.getdoc(recipe)}\n", highlight=False)
+        told = escape(inspect.getdoc(recipe) or "")
+        console.print(f"[bold]{name}[/bold]\n{told}\n", highlight=False)
     return 0
