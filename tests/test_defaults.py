@@ -18,11 +18,13 @@ from unmask.defaults import Wishes, default_batch, default_patch, default_side, 
 from unmask.methods import METHODS
 from unmask.methods.base import IMAGENET_MEAN, MethodConfig
 from unmask.methods.cmae import CMAEConfig
+from unmask.methods.supmae import SupMAEConfig
 
 
 def images_of(sides: Sequence[tuple[int, int]], *, channels: int = 3) -> Source:
     generator = np.random.default_rng(0)
-    return ArraySource("drawn", [generator.integers(0, 256, (*side, channels), dtype=np.uint8) for side in sides])
+    images = [generator.integers(0, 256, (*side, channels), dtype=np.uint8) for side in sides]
+    return ArraySource("drawn", images, labels=[index % 2 for index in range(len(images))], classes=("even", "odd"))
 
 
 def fitted(method: str, wishes: Wishes, *sides: tuple[int, int], channels: int = 3) -> tuple[MethodConfig, list[str]]:
@@ -137,3 +139,13 @@ def test_other_channels_need_statistics_of_their_own(channels: int) -> None:
     assert len(settings.mean) == len(settings.std) == channels
     assert all(abs(value - 0.5) < 0.05 for value in settings.mean)
     assert len(notes) == 1
+
+
+def test_methods_may_look_at_the_data_for_more_than_images() -> None:
+    images = np.zeros((6, 32, 32, 3), dtype=np.uint8)
+    labelled = ArraySource("drawn", images, labels=[0, 1, 2] * 2, classes=("a", "b", "c"))
+    settings, _ = fit_settings(METHODS["supmae"].Config(), Wishes(), labelled)
+    assert isinstance(settings, SupMAEConfig)
+    assert settings.classes == 3
+    with pytest.raises(ValueError, match=r"^SupMAE learns from labels, and drawn has none"):
+        fit_settings(METHODS["supmae"].Config(), Wishes(), ArraySource("drawn", images))

@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from unmask.masking import (
     MaskConfig,
     blockwise_mask,
+    disjoint_masks,
+    fill_mask,
     masked_count,
     random_mask,
     sample_mask,
@@ -169,8 +171,9 @@ def test_exact_keeps_the_blocks_and_only_adds():
         MaskConfig(ratio=0.75, unit=2),
         MaskConfig(kind="blockwise", ratio=0.38),
         MaskConfig(kind="blockwise", ratio=0.38, exact=True),
+        MaskConfig(kind="blockwise", ratio=0.75, exact=True, block_ratio=0.6, roll=3),
     ],
-    ids=["random", "blockwise", "exact"],
+    ids=["random", "blockwise", "exact", "rolled"],
 )
 def test_masks_are_a_function_of_the_generator_alone(config):
     before = torch.get_rng_state()
@@ -223,6 +226,15 @@ def test_uneven_masks_cannot_be_dropped():
         ({"min_block_patches": 0}, "min_block_patches must be at least 1, got 0"),
         ({"min_aspect": 0.0}, "min_aspect must lie above 0 and be at most 1, got 0.0"),
         ({"min_aspect": 1.5}, "min_aspect must lie above 0 and be at most 1, got 1.5"),
+        ({"max_block_patches": 0}, "max_block_patches must be at least 1, got 0"),
+        ({"kind": "blockwise", "block_ratio": 0.5}, "block_ratio applies to exact blockwise masks only"),
+        ({"exact": True, "block_ratio": 0.5}, "block_ratio applies to exact blockwise masks only"),
+        (
+            {"kind": "blockwise", "exact": True, "ratio": 0.5, "block_ratio": 0.6},
+            "block_ratio must lie above 0 and be at most the ratio 0.5, got 0.6",
+        ),
+        ({"roll": 3}, "roll must be 0 or more, and 0 without a block_ratio, got 3"),
+        ({"roll": -1}, "roll must be 0 or more, and 0 without a block_ratio, got -1"),
     ],
 )
 def test_a_wrong_config_is_refused_in_one_sentence(changes, sentence):
@@ -239,3 +251,92 @@ def test_impossible_grids_are_refused_in_one_sentence():
         blockwise_mask(1, (1, 9), 4, device="cpu")
     with pytest.raises(ValueError, match="can hide 1 to 8 patches, not 9"):
         blockwise_mask(1, (3, 3), 9, device="cpu")
+
+
+@given(
+    rows=st.integers(1, 8),
+    columns=st.integers(1, 8),
+    ratio=st.floats(0.5, 0.95),
+    count=st.integers(1, 9),
+    batch=st.integers(1, 3),
+)
+@settings(max_examples=60, deadline=None)
+def test_no_two_disjoint_masks_show_the_same_patch(rows, columns, ratio, count, batch):
+    patches = rows * columns
+    visible = patches - math.ceil(patches * ratio - 1e-9)
+    if visible == 0 or visible == patches or count * visible > patches:
+        with pytest.raises(ValueError, match=r"at least one must be hidden and one visible|do not fit"):
+            disjoint_masks(batch, (rows, columns), ratio, count, device="cpu")
+        return
+    masks_BKN = disjoint_masks(batch, (rows, columns), ratio, count, generator=_generator(), device="cpu")
+    assert masks_BKN.shape == (batch, count, patches)
+    assert torch.equal((~masks_BKN).sum(dim=2), torch.full((batch, count), visible))
+    assert int((~masks_BKN).sum(dim=1).max()) == 1
+
+
+def test_disjoint_masks_show_every_patch_equally_often_and_follow_the_generator():
+    masks_BKN = disjoint_masks(4000, (3, 4), 0.8, 5, generator=_generator(), device="cpu")
+    assert (~masks_BKN).double().mean(dim=0) == pytest.approx(torch.full((5, 12), 2 / 12).double().numpy(), abs=0.03)
+    assert torch.equal(masks_BKN, disjoint_masks(4000, (3, 4), 0.8, 5, generator=_generator(), device="cpu"))
+    assert not torch.equal(masks_BKN, disjoint_masks(4000, (3, 4), 0.8, 5, generator=_generator(1), device="cpu"))
+
+
+def test_disjoint_masks_that_cannot_be_are_refused_in_one_sentence():
+    sentence = r"^6 masks that each show 3 patches do not fit into 16 patches without overlap$"
+    with pytest.raises(ValueError, match=sentence):
+        disjoint_masks(1, (4, 4), 0.8, 6, device="cpu")
+    with pytest.raises(ValueError, match=r"^there must be at least 1 mask, got 0$"):
+        disjoint_masks(1, (4, 4), 0.8, 0, device="cpu")
+
+
+@given(
+    patches=st.integers(2, 30),
+    share=st.floats(0, 1),
+    hidden_share=st.floats(0, 1),
+    roll=st.integers(0, 5),
+    seed=st.integers(0, 99),
+)
+@settings(max_examples=80, deadline=None)
+def test_filled_masks_have_their_count_and_show_the_same_number_of_each_samples_own(
+    patches, share, hidden_share, roll, seed
+):
+    hidden = min(max(1, round(patches * hidden_share)), patches - 1)
+    mask_BN = torch.rand(4, patches, generator=_generator(seed)).argsort(1) < round(patches * share)
+    filled_BN = fill_mask(mask_BN, hidden, max_roll=roll, generator=_generator(seed))
+    assert filled_BN.sum(1).tolist() == [hidden] * 4
+    own = round(patches * share)
+    shown_B = (mask_BN & ~filled_BN).sum(1)
+    assert shown_B.unique().numel() == 1
+    # Up to `roll` at one end of the order, and what is more than `hidden` at the other.
+    assert max(0, own - hidden) <= shown_B[0] <= max(min(own, roll), own - hidden)
+
+
+def test_bootmaes_masks_show_up_to_three_patches_of_the_rectangles_one_number_a_batch():
+    config = MaskConfig(kind="blockwise", ratio=0.75, exact=True, block_ratio=120 / 196, max_block_patches=60, roll=3)
+    assert masked_count(config, (14, 14)) == 147
+    shown = []
+    for seed in range(40):
+        mask_BN = sample_mask(config, 8, (14, 14), generator=_generator(seed), device="cpu")
+        assert mask_BN.sum(1).tolist() == [147] * 8
+        blocks_BN = blockwise_mask(8, (14, 14), 120, max_patches=60, generator=_generator(seed), device="cpu")
+        lost_B = (blocks_BN & ~mask_BN).sum(1)
+        assert lost_B.unique().numel() == 1
+        shown.append(int(lost_B[0]))
+    assert set(shown) == {0, 1, 2, 3}
+
+
+def test_what_fills_a_mask_is_random():
+    mask_BN = torch.zeros(2000, 12, dtype=torch.bool)
+    mask_BN[:, :4] = True
+    counts_N = torch.stack(
+        [fill_mask(mask_BN, 6, max_roll=1, generator=_generator(seed)).double().mean(0) for seed in range(40)]
+    ).mean(0)
+    # Half of the batches show one of the four; the other eight share two or three places.
+    assert counts_N[:4].tolist() == pytest.approx([1 - 0.5 / 4] * 4, abs=0.06)
+    assert counts_N[4:].tolist() == pytest.approx([2.5 / 8] * 8, abs=0.06)
+
+
+def test_counts_that_cannot_be_filled_are_refused():
+    for hidden in (0, 4):
+        with pytest.raises(ValueError, match=f"^of 4 patches 1 to 3 can be hidden, not {hidden}$"):
+            fill_mask(torch.zeros(1, 4, dtype=torch.bool), hidden)

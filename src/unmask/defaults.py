@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from unmask.data.sources import Source
 from unmask.data.statistics import mean_and_std, median_size
 from unmask.methods.base import IMAGENET_MEAN, MethodConfig
+from unmask.models.build import fixed_patch, renamed
+from unmask.models.encoder_config import EncoderConfig
 
 FULL_SIZE = 224
 
@@ -53,22 +55,21 @@ def default_workers() -> int:
 
 def fit_settings(settings: MethodConfig, wishes: Wishes, source: Source) -> tuple[MethodConfig, list[str]]:
     """A method's settings for this data, and a sentence for everything that was chosen."""
-    notes: list[str] = []
+    fitted = settings.for_source(source)
+    notes = [
+        f"{name.replace('_', ' ')} {value}, for these images"
+        for name, value in vars(fitted).items()
+        if value != vars(settings)[name]
+    ]
+    settings = fitted
     encoder = settings.encoder
     if wishes.patch_size is not None and wishes.patch_size < 1:
         raise ValueError(f"the patch size must be at least 1 pixel, got {wishes.patch_size}")
     if wishes.encoder is not None:
-        encoder = replace(encoder, name=wishes.encoder)
+        encoder = renamed(encoder, wishes.encoder, type(settings)().encoder)
     if wishes.channels is not None:
         encoder = replace(encoder, channels=wishes.channels)
-    if wishes.image_size is not None:
-        height, width = wishes.image_size
-        patch = wishes.patch_size or (encoder.patch_size or default_patch(min(height, width)))
-    else:
-        median = min(median_size(source))
-        patch = wishes.patch_size or (encoder.patch_size or default_patch(median))
-        height = width = default_side(median, patch)
-        notes.append(f"crops of {height}x{width} pixels in patches of {patch}, for images of median side {median}")
+    height, width, patch = _sizes(encoder, wishes, source, notes)
     mean, std = _normalisation(settings, encoder.channels, wishes.normalisation, source, notes)
     settings = replace(
         settings.for_images(height, width),
@@ -79,6 +80,27 @@ def fit_settings(settings: MethodConfig, wishes: Wishes, source: Source) -> tupl
     if wishes.lr is not None:
         settings = replace(settings, optimizer=replace(settings.optimizer, lr=wishes.lr, lr_batch=None))
     return settings, notes
+
+
+def _sizes(encoder: EncoderConfig, wishes: Wishes, source: Source, notes: list[str]) -> tuple[int, int, int | None]:
+    """Height, width and patch of the crops; no patch for a network whose stride is what it is."""
+    stride = fixed_patch(encoder.name)
+    if stride is not None and wishes.patch_size not in (None, stride):
+        raise ValueError(f"{encoder.name!r} has a stride of {stride} pixels, so its patch size cannot be chosen")
+    if wishes.image_size is not None:
+        height, width = wishes.image_size
+        patch = wishes.patch_size or encoder.patch_size or default_patch(min(height, width))
+        return height, width, patch if stride is None else None
+    median = min(median_size(source))
+    if stride is not None:
+        # Two places a side at least: a map of one place has no neighbours to look at.
+        side = max(2 * stride, min(FULL_SIZE, stride * int(median / stride + 0.5)))
+        notes.append(f"crops of {side}x{side} pixels, for images of median side {median}")
+        return side, side, None
+    patch = wishes.patch_size or encoder.patch_size or default_patch(median)
+    side = default_side(median, patch)
+    notes.append(f"crops of {side}x{side} pixels in patches of {patch}, for images of median side {median}")
+    return side, side, patch
 
 
 def _normalisation(

@@ -2,7 +2,7 @@
 
 A mask covers the patches only (never a class token), row by row from the top left; True = hidden.
 
-Shape legend: B samples, N = rows x columns patches, V visible patches of a sample, K proposals, H x W the
+Shape legend: B samples, N = rows x columns patches, V visible patches of a sample, K proposals or masks, H x W the
 patch grid, U units (squares of patches that are hidden together).
 """
 
@@ -44,6 +44,17 @@ class MaskConfig:
     exact: Annotated[bool, Doc("Blockwise: hide random patches too until the count is met exactly. [BootMAE, SIM]")] = (
         False
     )
+    max_block_patches: Annotated[
+        int | None, Doc("Blockwise: largest area drawn for a rectangle, in patches; None: all that is to hide. [BEiT]")
+    ] = None
+    block_ratio: Annotated[
+        float | None,
+        Doc("Blockwise and exact: share of the patches for rectangles to hide; None: `ratio`. [BootMAE]"),
+    ] = None
+    roll: Annotated[
+        int,
+        Doc("With block_ratio: up to so many patches of the rectangles, one number a batch, are shown. [BootMAE: 3]"),
+    ] = 0
 
     def __post_init__(self) -> None:
         if self.kind not in ("random", "blockwise"):
@@ -58,6 +69,17 @@ class MaskConfig:
             raise ValueError(f"min_block_patches must be at least 1, got {self.min_block_patches}")
         if not 0 < self.min_aspect <= 1:
             raise ValueError(f"min_aspect must lie above 0 and be at most 1, got {self.min_aspect}")
+        if self.max_block_patches is not None and self.max_block_patches < 1:
+            raise ValueError(f"max_block_patches must be at least 1, got {self.max_block_patches}")
+        if self.block_ratio is not None:
+            if self.kind != "blockwise" or not self.exact:
+                raise ValueError("block_ratio applies to exact blockwise masks only")
+            if not 0 < self.block_ratio <= self.ratio:
+                raise ValueError(
+                    f"block_ratio must lie above 0 and be at most the ratio {self.ratio}, got {self.block_ratio}"
+                )
+        if self.roll < 0 or (self.roll and self.block_ratio is None):
+            raise ValueError(f"roll must be 0 or more, and 0 without a block_ratio, got {self.roll}")
 
 
 def random_mask(
@@ -119,33 +141,61 @@ def blockwise_mask(
         )
     largest = target if max_patches is None else min(max_patches, target)
     smallest = min(min_patches, target, max(1, (rows - 1) * (columns - 1) // 2))
-
-    mask_BHW = torch.zeros(batch, rows, columns, dtype=torch.bool, device=device)
-    count_B = torch.zeros(batch, dtype=torch.long, device=device)
-    active_B = torch.ones(batch, dtype=torch.bool, device=device)
-    for block in range(target):  # every round hides at least one more patch of each unfinished sample
-        if block and block % _BLOCKS_BETWEEN_CHECKS == 0 and not bool(active_B.any()):
-            break
-        room_B = (target - count_B).clamp_(max=largest)
-        box_BKHW = _propose_boxes(room_B, grid, smallest, min_aspect, generator)
-        new_BK = (box_BKHW & ~mask_BHW[:, None]).sum(dim=(2, 3))
-        good_BK = (new_BK > 0) & (new_BK <= room_B[:, None]) & active_B[:, None]
-        # The mask changes only on success, so the ten tries can be judged together; argmax finds the first
-        # good one.
-        first_B1 = good_BK.int().argmax(dim=1, keepdim=True)
-        active_B = good_BK.any(dim=1)
-        chosen_BHW = box_BKHW.gather(1, first_B1[:, :, None, None].expand(-1, 1, rows, columns)).squeeze(1)
-        mask_BHW |= chosen_BHW & active_B[:, None, None]
-        count_B = mask_BHW.sum(dim=(1, 2))
-        active_B &= count_B < target
-
-    mask_BN = mask_BHW.flatten(1)
+    target_B = torch.full((batch,), target, device=device)
+    mask_BN = _union_of_boxes(
+        target_B, grid, rounds=target, largest=largest, smallest=smallest, min_aspect=min_aspect, generator=generator
+    )
     priority_BN = mask_BN + torch.rand(mask_BN.shape, generator=generator, device=device)
     if exact:
         top_BN = torch.zeros_like(mask_BN)
         return top_BN.scatter_(1, priority_BN.topk(target, dim=1, sorted=False).indices, True)
     # Hiding the patch of highest priority changes nothing in a sample that already hides one.
     return mask_BN.scatter_(1, priority_BN.argmax(dim=1, keepdim=True), True)
+
+
+def disjoint_masks(
+    batch: int,
+    grid: Grid,
+    ratio: float,
+    count: int,
+    *,
+    generator: torch.Generator | None = None,
+    device: torch.device | str,
+) -> Bool[Tensor, "B K N"]:
+    """`count` masks of every sample, each hiding ceil(N · ratio) patches, none showing a patch of another (ExtreMA).
+
+    `generator` must live on `device`; None draws from torch's global state. Raises ValueError when so many masks do
+    not fit into the grid.
+    """
+    rows, columns = grid
+    visible = rows * columns - _hidden_units(grid, ratio, 1)
+    if count < 1:
+        raise ValueError(f"there must be at least 1 mask, got {count}")
+    if count * visible > rows * columns:
+        raise ValueError(
+            f"{count} masks that each show {visible} patches do not fit into {rows * columns} patches without overlap"
+        )
+    order_BN = torch.rand(batch, rows * columns, generator=generator, device=device).argsort(dim=1)
+    shown_BKV = order_BN[:, : count * visible].unflatten(1, (count, visible))
+    masks_BKN = torch.ones(batch, count, rows * columns, dtype=torch.bool, device=device)
+    return masks_BKN.scatter_(2, shown_BKV, False)
+
+
+def fill_mask(mask_BN: Mask, hidden: int, *, max_roll: int = 0, generator: torch.Generator | None = None) -> Mask:
+    """Hide exactly `hidden` patches of every sample: those of `mask_BN` and, beside them, random others (BootMAE).
+
+    Of 0 .. `max_roll` one number is drawn for the whole batch: so many random patches of each sample's mask are shown,
+    and as many more others hidden in their place. BootMAE's authors call it a roll of the order of patches; they give
+    no reason. Patches of the mask beyond `hidden` are shown, too. Raises ValueError for a count outside 1 .. N - 1.
+    """
+    patches = mask_BN.shape[1]
+    if not 0 < hidden < patches:
+        raise ValueError(f"of {patches} patches 1 to {patches - 1} can be hidden, not {hidden}")
+    noise_BN = torch.rand(mask_BN.shape, generator=generator, device=mask_BN.device)
+    rank_BN = (mask_BN + noise_BN).argsort(dim=1, descending=True).argsort(dim=1)
+    most = min(max_roll, patches - hidden)
+    roll = torch.randint(most + 1, (), generator=generator, device=mask_BN.device)
+    return (rank_BN >= roll) & (rank_BN < roll + hidden)
 
 
 def sample_mask(
@@ -159,15 +209,86 @@ def sample_mask(
     """Draw the masks of one batch as `config` says, on a patch grid of (rows, columns)."""
     if config.kind == "random":
         return random_mask(batch, grid, config.ratio, unit=config.unit, generator=generator, device=device)
-    return blockwise_mask(
+    patches, blocks_alone = grid[0] * grid[1], config.block_ratio is None
+    target = _round_up(patches * config.ratio)
+    mask_BN = blockwise_mask(
         batch,
         grid,
-        _round_up(grid[0] * grid[1] * config.ratio),
+        target if config.block_ratio is None else _round_up(patches * config.block_ratio),
         min_patches=config.min_block_patches,
+        max_patches=config.max_block_patches,
         min_aspect=config.min_aspect,
-        exact=config.exact,
+        exact=config.exact and blocks_alone,
         generator=generator,
         device=device,
+    )
+    return mask_BN if blocks_alone else fill_mask(mask_BN, target, max_roll=config.roll, generator=generator)
+
+
+@dataclass(frozen=True, kw_only=True)
+class VaryingMaskConfig:
+    """Masks that hide another share of every image, none of some (iBOT)."""
+
+    kind: Annotated[
+        Literal["random", "blockwise"],
+        Doc("`blockwise`: a union of rectangles; `random`: patches drawn uniformly. [iBOT]"),
+    ] = "blockwise"
+    ratios: Annotated[
+        tuple[float, ...], Doc("Shares of the patches to hide, one chosen for each image with equal chance. [iBOT]")
+    ] = (0.0, 0.3)
+    spreads: Annotated[
+        tuple[float, ...], Doc("For each of `ratios`: the share is uniform within ± this around it. [iBOT]")
+    ] = (0.0, 0.2)
+    min_aspect: Annotated[
+        float, Doc("Blockwise: smallest height / width of a rectangle; the largest is its inverse. [iBOT]")
+    ] = 0.3
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("random", "blockwise"):
+            raise ValueError(f"mask kind must be 'random' or 'blockwise', got '{self.kind}'")
+        if not self.ratios or len(self.ratios) != len(self.spreads):
+            raise ValueError(f"mask ratios and spreads must be as many, got {len(self.ratios)} and {len(self.spreads)}")
+        for ratio, spread in zip(self.ratios, self.spreads, strict=True):
+            if not 0 <= spread <= ratio or ratio + spread >= 1:
+                raise ValueError(f"mask ratio ± spread must lie in [0, 1), got {ratio} ± {spread}")
+        if not 0 < self.min_aspect <= 1:
+            raise ValueError(f"min_aspect must lie above 0 and be at most 1, got {self.min_aspect}")
+
+
+def varying_mask(
+    config: VaryingMaskConfig,
+    batch: int,
+    grid: Grid,
+    *,
+    generator: torch.Generator | None = None,
+    device: torch.device | str,
+) -> Mask:
+    """Masks of iBOT (Zhou et al. 2022, its code): each image has its own share of hidden patches, 0 where so drawn.
+
+    An image chooses one of `ratios` and a share within ± its spread; floor(N · share) patches are its target.
+    Blockwise masks grow as BEiT's (`blockwise_mask`) from rectangles of at least (shorter side // 3)² patches, and may
+    end below the target, on tiny grids even empty; random ones meet it. `generator` must live on `device`; None draws
+    from torch's global state.
+    """
+    rows, columns = grid
+    choice_B = torch.randint(len(config.ratios), (batch,), generator=generator, device=device)
+    deviation_B = 2 * torch.rand(batch, generator=generator, device=device) - 1
+    ratio_2R = torch.tensor([config.ratios, config.spreads], device=device)
+    ratio_B, spread_B = ratio_2R[:, choice_B]
+    # Blind to the last bits of a product such as 10 · 0.7, as `_round_up` is.
+    target_B = (rows * columns * (ratio_B + spread_B * deviation_B) + 1e-4).floor().long()
+    if config.kind == "random":
+        rank_BN = torch.rand(batch, rows * columns, generator=generator, device=device).argsort(dim=1).argsort(dim=1)
+        return rank_BN < target_B[:, None]
+    most = math.floor(rows * columns * max(map(sum, zip(config.ratios, config.spreads, strict=True))) + 1e-4)
+    return _union_of_boxes(
+        target_B,
+        grid,
+        rounds=most,
+        largest=most,
+        smallest=(min(grid) // 3) ** 2,
+        min_aspect=config.min_aspect,
+        generator=generator,
     )
 
 
@@ -194,6 +315,42 @@ def visible_indices(mask_BN: Mask, *, hidden: int | None = None) -> Int64[Tensor
         hidden = most
     visible = mask_BN.shape[1] - hidden
     return mask_BN.to(torch.uint8).argsort(dim=1, stable=True)[:, :visible]
+
+
+def _union_of_boxes(
+    target_B: Int64[Tensor, " B"],
+    grid: Grid,
+    *,
+    rounds: int,
+    largest: int,
+    smallest: int,
+    min_aspect: float,
+    generator: torch.Generator | None,
+) -> Mask:
+    """Rectangles added to every sample until its own target is met or ten proposals in a row failed (BEiT's loop).
+
+    `rounds`: the largest target; every round hides at least one more patch of each unfinished sample.
+    """
+    rows, columns = grid
+    mask_BHW = torch.zeros(len(target_B), rows, columns, dtype=torch.bool, device=target_B.device)
+    count_B = torch.zeros_like(target_B)
+    active_B = target_B > 0
+    for block in range(rounds):
+        if block and block % _BLOCKS_BETWEEN_CHECKS == 0 and not bool(active_B.any()):
+            break
+        room_B = (target_B - count_B).clamp_(max=largest)
+        box_BKHW = _propose_boxes(room_B, grid, smallest, min_aspect, generator)
+        new_BK = (box_BKHW & ~mask_BHW[:, None]).sum(dim=(2, 3))
+        good_BK = (new_BK > 0) & (new_BK <= room_B[:, None]) & active_B[:, None]
+        # The mask changes only on success, so the ten tries can be judged together; argmax finds the first
+        # good one.
+        first_B1 = good_BK.int().argmax(dim=1, keepdim=True)
+        active_B = good_BK.any(dim=1)
+        chosen_BHW = box_BKHW.gather(1, first_B1[:, :, None, None].expand(-1, 1, rows, columns)).squeeze(1)
+        mask_BHW |= chosen_BHW & active_B[:, None, None]
+        count_B = mask_BHW.sum(dim=(1, 2))
+        active_B &= count_B < target_B
+    return mask_BHW.flatten(1)
 
 
 def _propose_boxes(

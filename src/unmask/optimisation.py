@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Doc
 
+from unmask.bert_adamw import BertAdamW
 from unmask.schedule import Schedule, warmup_then
 
 
@@ -21,7 +22,8 @@ class OptimizerConfig:
     """An optimizer with warm-up and decay of the learning rate."""
 
     kind: Annotated[
-        Literal["adamw", "sgd"], Doc("adamw; sgd: with momentum and weight decay added to the gradient.")
+        Literal["adamw", "sgd", "adamw_bert"],
+        Doc("adamw; sgd: with momentum and weight decay added to the gradient; adamw_bert: BERT's arithmetic (M3AE)."),
     ] = "adamw"
 
     lr: Annotated[
@@ -42,11 +44,14 @@ class OptimizerConfig:
     warmup_epochs: Annotated[float, Doc("Epochs of linear warm-up; at most a fifth of the run is used.")] = 40.0
     warmup_start: Annotated[float, Doc("Share of the peak rate at which warm-up begins.")] = 0.0
     decay: Annotated[
-        Literal["cosine", "step"],
-        Doc("After warm-up: cosine to min_lr, or one step to a tenth after step_at of the run."),
+        Literal["cosine", "step", "linear"],
+        Doc("After warm-up: cosine or straight to min_lr, or one step to a tenth after step_at of the run."),
     ] = "cosine"
     step_at: Annotated[float, Doc("Share of the run after which decay 'step' divides the rate by ten.")] = 0.875
-    min_lr: Annotated[float, Doc("Absolute learning rate at the end of the cosine.")] = 0.0
+    min_lr: Annotated[float, Doc("Absolute learning rate at the end of the cosine or the line.")] = 0.0
+    stretch: Annotated[
+        float, Doc("Length of the cosines of rate and weight decay by the run's, which breaks them off. [MSN: 1.25]")
+    ] = 1.0
     clip: Annotated[float | None, Doc("Clip the gradient's L2 norm to this; None: no clipping.")] = None
     clip_each: Annotated[bool, Doc("Clip each parameter's gradient by its own norm, not all by the total.")] = False
 
@@ -63,6 +68,8 @@ class OptimizerConfig:
         for name, limit in {"lr_batch": self.lr_batch, "clip": self.clip}.items():
             if limit is not None and limit <= 0:
                 raise ValueError(f"{name} must be above 0, got {limit}")
+        if self.stretch < 1:
+            raise ValueError(f"stretch must be at least 1, got {self.stretch}")
 
     def peak(self, batch_size: int) -> float:
         """Peak learning rate for a global batch of `batch_size` images."""
@@ -71,7 +78,7 @@ class OptimizerConfig:
     def weight_decay_at(self, progress: float) -> float:
         """Weight decay at `progress`: from the start value to the end value by a cosine (DINO)."""
         end = self.weight_decay if self.weight_decay_end is None else self.weight_decay_end
-        return Schedule(kind="cosine", start=self.weight_decay, end=end).at(progress)
+        return Schedule(kind="cosine", start=self.weight_decay, end=end, until=self.stretch).at(progress)
 
     def at(self, progress: float, *, batch_size: int, epochs: float) -> float:
         """Learning rate at `progress` of a run of `epochs` epochs with global batch `batch_size`."""
@@ -82,7 +89,8 @@ class OptimizerConfig:
             rate = peak if progress < self.step_at else peak / 10
             after = Schedule(kind="constant", start=rate)
         else:
-            after = Schedule(kind="cosine", start=peak, end=min(self.min_lr, peak))
+            until = (self.stretch - warmup) / (1 - warmup)
+            after = Schedule(kind=self.decay, start=peak, end=min(self.min_lr, peak), until=until)
         return warmup_then(progress, warmup=warmup, start=peak * self.warmup_start, peak=peak, after=after)
 
 
@@ -122,6 +130,8 @@ def build_optimizer(module: nn.Module, rule: Rule, config: OptimizerConfig) -> t
     ordered = sorted(groups.values(), key=lambda group: not group["rule"].decay)
     if config.kind == "sgd":
         return torch.optim.SGD(ordered, lr=0.0, momentum=config.sgd_momentum)
+    if config.kind == "adamw_bert":
+        return BertAdamW(ordered, lr=0.0, betas=config.betas, eps=config.eps)
     devices = {parameter.device.type for parameter in module.parameters()}
     fused = devices <= {"cuda", "cpu", "mps"}
     return torch.optim.AdamW(ordered, lr=0.0, betas=config.betas, eps=config.eps, fused=fused)

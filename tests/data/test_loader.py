@@ -280,3 +280,26 @@ def test_evaluation_of_nothing_readable_is_an_error(photo_folder: Path) -> None:
         file.write_bytes(b"")
     with pytest.raises(ValueError, match=r"no readable image in .*photos"):
         list(evaluation(open_source(photo_folder))[1])
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_labels_belong_to_the_images_really_used(workers: int) -> None:
+    """A broken image is replaced by another, whose label then counts."""
+    images = [np.full((9, 9, 3), index, dtype=np.uint8) for index in range(30)]
+    images[3] = np.zeros((0, 0, 3), dtype=np.uint8)
+    source = ArraySource("numbered", images, labels=[index % 7 for index in range(30)], classes=tuple("abcdefg"))
+    batches = list(crop_loader(source, workers=workers, total_steps=7, max_bad_share=0.5))
+    for batch in batches:
+        assert batch.labels is not None
+        assert batch.labels.dtype == torch.int64
+        assert torch.equal(batch.labels, batch.indices % 7)
+        assert torch.equal(batch.labels, batch.crops[1][:, 0, 0, 4, 4].long() % 7)
+        moved = batch.to(torch.device("meta"))
+        assert moved.labels is not None
+        assert moved.labels.device.type == moved.crops[0].device.type == "meta"
+
+
+def test_without_classes_there_are_no_labels() -> None:
+    (batch,) = crop_loader(numbered(30), total_steps=1)
+    assert batch.labels is None
+    assert batch.to(torch.device("cpu")).labels is None

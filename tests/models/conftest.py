@@ -28,6 +28,7 @@ FAMILIES = {
     "relative, shared": replace(TINY, position="relative", layer_scale=0.1),
     "relative, each block": replace(TINY, name="beit_base_patch16_224"),
     "beit with learnt positions": replace(TINY, name="beit_base_patch16_224", position="learned"),
+    "beit with sin-cos": replace(TINY, name="beit_base_patch16_224", position="sincos", init="xavier"),
     "rotary and learnt": replace(TINY, name="eva02_tiny_patch14_224"),
     "rotary": replace(TINY, name="vit_small_patch16_rope_224"),
     "rotary and registers": replace(TINY, name="vit_small_patch16_dinov3"),

@@ -75,8 +75,9 @@ def test_xavier_initial_values_are_those_of_maes_authors(tiny: EncoderConfig) ->
     assert encoder.vit.cls_token.std().item() == pytest.approx(0.02, rel=0.5)
 
 
-def test_sincos_positions_are_fixed(tiny: EncoderConfig) -> None:
-    encoder = build_encoder(replace(tiny, position="sincos"), mask_token=False)
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "beit_base_patch16_224"])
+def test_sincos_positions_are_fixed(tiny: EncoderConfig, name: str) -> None:
+    encoder = build_encoder(replace(tiny, name=name, position="sincos"), mask_token=False)
     assert not encoder.vit.pos_embed.requires_grad
     torch.testing.assert_close(encoder.vit.pos_embed.data, sincos_positions((4, 5), 48), rtol=0, atol=0)
 
@@ -89,7 +90,8 @@ def _refused(sentence: str, **changes: Any) -> None:
 
 
 def test_names_that_are_no_plain_vit_are_refused() -> None:
-    _refused("^'resnet18' is not a plain ViT; use one of vit_\\*, deit\\*, beit\\*, eva02_\\*", name="resnet18")
+    sentence = "^'twins_svt_small' is not a plain ViT; use one of vit_\\*, deit\\*, beit\\*, eva02_\\* and their kin, or a "
+    _refused(sentence, name="twins_svt_small")
     for name in (
         "vit_small_r26_s32_224",  # convolutions before the patches
         "deit_tiny_distilled_patch16_224",  # a second class token of its own kind
@@ -163,14 +165,26 @@ def test_sizes_that_timm_cannot_build_are_refused() -> None:
 
 
 def test_positions_that_a_family_cannot_have_are_refused() -> None:
-    rotary, beit = "eva02_tiny_patch14_224", "beit_base_patch16_224"
+    rotary = "eva02_tiny_patch14_224"
     _refused(
         "^'eva02_tiny_patch14_224' has rotary positions; position 'relative' needs", name=rotary, position="relative"
     )
     _refused(
         "^'eva02_tiny_patch14_224' has rotary positions; choose position 'native'$", name=rotary, position="sincos"
     )
-    _refused("^'beit_base_patch16_224' adds positions to attention; choose", name=beit, position="sincos")
     sentence = "^'vit_base_patch16_rpn_224' has blocks of its own kind; position 'relative' needs a plain vit_\\* name$"
     _refused(sentence, name="vit_base_patch16_rpn_224", position="relative")
     _refused("^'eva02_tiny_patch14_224' keeps its layer scale as it is; give it another", name=rotary, layer_scale=0.0)
+    _refused(
+        "^'beit_base_patch16_224' keeps its class token as it is; choose a vit_\\* name to set it$",
+        name="beit_base_patch16_224",
+        class_token=False,
+    )
+
+
+def test_a_class_token_can_be_taken_out_and_put_in(tiny: EncoderConfig) -> None:
+    without = build_encoder(replace(tiny, class_token=False, position="sincos"), mask_token=False)
+    assert (without.prefix, without.has_class_token) == (0, False)
+    assert without(torch.zeros(1, 3, 32, 40)).shape == (1, 20, 48)
+    with_one = build_encoder(replace(tiny, name="vit_base_patch16_gap_224", class_token=True), mask_token=False)
+    assert (with_one.prefix, with_one.has_class_token) == (1, True)

@@ -118,8 +118,8 @@ def test_paths_without_an_encoder_are_refused(tmp_path: Path) -> None:
 def test_names_without_a_model_are_refused() -> None:
     with pytest.raises(ValueError, match=r"^timm knows no model named 'vit_smal_patch16_224'; near names: vit_small_"):
         open_encoder("timm:vit_smal_patch16_224")
-    with pytest.raises(ValueError, match=r"^'resnet18' is not a plain ViT; "):
-        open_encoder("timm:resnet18")
+    with pytest.raises(ValueError, match=r"^'twins_svt_small' is not a plain ViT; "):
+        open_encoder("timm:twins_svt_small")
 
 
 @pytest.mark.parametrize("content", [b"", b"not safetensors", b"\xff" * 64])

@@ -6,9 +6,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from timm.layers import DropPath
 from torch import nn
 
-from unmask.models.target import ema_update_, frozen_copy
+from unmask.models.target import ema_update_, frozen_copy, stop_dropping_
 
 
 class Network(nn.Module):
@@ -95,3 +96,14 @@ def test_fixed_parameters_never_move() -> None:
     assert torch.equal(target.linear.bias, before)
     ema_update_(target, online.requires_grad_(False), 0.0)
     assert not torch.equal(target.linear.weight, online.linear.weight)
+
+
+def test_stopped_paths_drop_nothing_in_train_mode_and_others_go_on() -> None:
+    blocks = nn.Sequential(DropPath(0.5), nn.Identity(), DropPath(0.9)).train()
+    stopped = stop_dropping_(frozen_copy(blocks))
+    assert stopped.training
+    ones = torch.ones(64, 2)
+    assert torch.equal(stopped(ones), ones)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        assert not torch.equal(blocks(ones), ones)

@@ -241,3 +241,14 @@ def test_stochastic_depth_grows_with_depth_and_rests_in_eval_mode(build: Build, 
     assert not torch.equal(encoder(images), encoder(images))
     encoder.eval()
     assert torch.equal(encoder(images), encoder(images))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "vit_base_patch16_gap_224", "beit"])
+def test_several_masks_of_an_image_are_as_many_images_with_one(
+    build: Build, tiny: EncoderConfig, images: Tensor, name: str
+) -> None:
+    encoder = build(replace(tiny, position="relative") if name == "beit" else replace(tiny, name=name))
+    hidden_KBN = torch.rand(2, 3, 20, generator=torch.Generator().manual_seed(5)).argsort(dim=2) < 14
+    together = encoder(images, drop_BN=hidden_KBN.flatten(0, 1))
+    torch.testing.assert_close(together, torch.cat([encoder(images, drop_BN=hidden_BN) for hidden_BN in hidden_KBN]))

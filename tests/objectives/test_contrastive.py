@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from unmask.objectives.contrastive import batch_infonce, gather_without_gradient, patch_infonce
+from unmask.objectives.contrastive import batch_infonce, gather_without_gradient, ntxent, patch_infonce
 
 
 def _features(*shape: int, seed: int) -> Tensor:
@@ -131,3 +131,29 @@ def test_without_a_process_group_the_batch_is_all_there_is() -> None:
     assert offset == 0
     assert torch.equal(gathered, features)
     assert not gathered.requires_grad
+
+
+@settings(max_examples=20, deadline=None)
+@given(batch=st.integers(1, 5), width=st.integers(1, 6), temperature=st.floats(0.05, 2), seed=st.integers(0, 1000))
+def test_ntxent_is_simclrs_formula(batch: int, width: int, temperature: float, seed: int) -> None:
+    """Each of 2B features is a query; all others are keys; the positive stays in the denominator."""
+    first, second = _features(batch, width, seed=seed), _features(batch, width, seed=seed + 1)
+    features = [feature / feature.norm() for feature in torch.cat([first, second])]
+    losses = []
+    for own, query in enumerate(features):
+        logits = {other: float(query @ key) / temperature for other, key in enumerate(features) if other != own}
+        losses.append(math.log(sum(map(math.exp, logits.values()))) - logits[(own + batch) % (2 * batch)])
+    expected = sum(losses) / (2 * batch)
+    assert ntxent(first, second, temperature).item() == pytest.approx(expected, rel=1e-9, abs=1e-12)
+    assert ntxent(second, first, temperature).item() == pytest.approx(expected, rel=1e-9, abs=1e-12)
+
+
+def test_ntxent_of_constant_features_is_the_log_of_all_others() -> None:
+    constant = torch.ones(12, 4, dtype=torch.float64)
+    assert ntxent(constant, constant, 0.1).item() == pytest.approx(math.log(23), rel=1e-12)
+    assert ntxent(constant[:1], constant[:1], 0.1).item() == 0
+
+
+def test_ntxents_gradient_flows_through_both_sides() -> None:
+    first, second = _features(3, 4, seed=0).requires_grad_(), _features(3, 4, seed=1).requires_grad_()
+    assert torch.autograd.gradcheck(lambda a, b: ntxent(a, b, 0.5), (first, second))

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from unmask.objectives.reconstruction import (
     absolute_error_per_pixel,
+    channel_statistics,
     mean_squared_error,
     normalise_patches,
     patch_statistics,
@@ -86,3 +87,16 @@ def test_losses_of_equal_patches_are_zero_and_their_gradients_finite() -> None:
     assert loss.item() == 0
     assert prediction.grad is not None
     assert torch.isfinite(prediction.grad).all()
+
+
+@settings(max_examples=20, deadline=None)
+@given(channels=SIZES, pixels=st.integers(1, 9), seed=st.integers(0, 99))
+def test_statistics_of_channels_are_each_channels_own(channels: int, pixels: int, seed: int) -> None:
+    values = np.random.default_rng(seed).normal(2, 3, (2, 5, pixels, channels))
+    mean, deviation = channel_statistics(torch.from_numpy(values).flatten(2), channels)
+    assert mean.shape == deviation.shape == (2, 5, pixels * channels)
+    for found, expected in (
+        (mean, values.mean(2, keepdims=True)),
+        (deviation, np.sqrt(values.var(2, keepdims=True) + 1e-5)),
+    ):
+        np.testing.assert_allclose(found.unflatten(2, (pixels, channels)), np.broadcast_to(expected, values.shape))

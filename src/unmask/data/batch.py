@@ -68,9 +68,17 @@ class Batch:
         )
 
     def to(self, device: torch.device) -> Batch:
-        """The same batch with its crops on `device`; copies overlap with computation where memory is pinned."""
-        return replace(self, crops=tuple(crop.to(device, non_blocking=True) for crop in self.crops))
+        """The same batch with crops and labels on `device`; copies overlap with computation where memory is pinned."""
+        return replace(
+            self,
+            crops=tuple(crop.to(device, non_blocking=True) for crop in self.crops),
+            labels=None if self.labels is None else self.labels.to(device, non_blocking=True),
+        )
 
     def pin_memory(self) -> Batch:
         """The same batch in page-locked memory (called by torch's DataLoader)."""
-        return replace(self, crops=tuple(crop.pin_memory() for crop in self.crops))
+        return replace(
+            self,
+            crops=tuple(crop.pin_memory() for crop in self.crops),
+            labels=None if self.labels is None else self.labels.pin_memory(),
+        )

@@ -110,7 +110,16 @@ class CropLoader:
         for step, loaded in zip(self._steps, _watched(iter(loader)), strict=True):
             self._judge(loaded)
             assert loaded.batch is not None
-            yield replace(loaded.batch, seed=step_seed(self._dataset.seed, step, self._rank))
+            yield replace(
+                loaded.batch,
+                seed=step_seed(self._dataset.seed, step, self._rank),
+                labels=self._labels(loaded.batch.indices),
+            )
+
+    def _labels(self, indices_B: Int64[Tensor, " B"]) -> Int64[Tensor, " B"] | None:
+        """Labels of these images, where the source has any. Looked up here: workers need not carry them."""
+        labels = self._dataset.source.labels
+        return None if labels is None else torch.from_numpy(labels[indices_B.numpy()])
 
     def _judge(self, loaded: _Loaded) -> None:
         """Count the files of a batch; raise when too many seen are bad, or a sample found no readable one."""

@@ -7,11 +7,12 @@ D decoder width, E output width.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from functools import partial
+from typing import Annotated, Literal
 
 import torch
 from jaxtyping import Bool, Float
-from timm.layers import LayerNorm
+from timm.layers import LayerNorm, get_act_layer
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from typing_extensions import Doc
@@ -28,6 +29,8 @@ class DecoderConfig:
     depth: Annotated[int, Doc("Number of transformer blocks.")] = 8
     heads: Annotated[int, Doc("Attention heads of each block; must divide the width.")] = 16
     mlp_ratio: Annotated[float, Doc("Hidden width of a block's MLP by its width.")] = 4.0
+    activation: Annotated[Literal["gelu", "quick_gelu"], Doc("Activation of the MLPs; CLIP's is quick_gelu.")] = "gelu"
+    norm_eps: Annotated[float, Doc("Epsilon of the norms.")] = 1e-6
 
     def __post_init__(self) -> None:
         for name, value in (("width", self.width), ("heads", self.heads)):
@@ -65,12 +68,13 @@ class TransformerDecoder(nn.Module):
                     config.heads,
                     mlp_ratio=config.mlp_ratio,
                     qkv_bias=True,
-                    norm_layer=LayerNorm,
+                    act_layer=get_act_layer(config.activation),
+                    norm_layer=partial(LayerNorm, eps=config.norm_eps),
                 )
                 for _ in range(config.depth)
             ]
         )
-        self.norm = LayerNorm(config.width)
+        self.norm = LayerNorm(config.width, eps=config.norm_eps)
         self.head = nn.Linear(config.width, out_width)
         xavier_linears_(self)
         nn.init.normal_(self.mask_token, std=0.02)
@@ -80,6 +84,10 @@ class TransformerDecoder(nn.Module):
 
         `visible_BLW`: prefix tokens, then the visible patches in row-major order, as Encoder gives them in mode drop.
         """
+        return self.norm(self.blocks(self.place(visible_BLW, mask_BN)))[:, self.prefix :]
+
+    def place(self, visible_BLW: Float[Tensor, "B L W"], mask_BN: Bool[Tensor, "B N"]) -> Float[Tensor, "B PN D"]:
+        """What enters the first block: prefix tokens, then all patches, visible or mask token, with positions."""
         tokens_BLD = self.embed(visible_BLW)
         prefix_BPD, visible_BVD = tokens_BLD.split([self.prefix, tokens_BLD.shape[1] - self.prefix], dim=1)
         # Every place reads its own visible token, or the one mask token that stands behind them all.
@@ -88,8 +96,7 @@ class TransformerDecoder(nn.Module):
         mask_token = self.mask_token.to(visible_BVD.dtype).expand(visible_BVD.shape[0], -1, -1)
         filled = torch.cat([visible_BVD, mask_token], dim=1)
         patches_BND = filled.gather(1, source_BN[..., None].expand(-1, -1, filled.shape[-1]))
-        tokens = torch.cat([prefix_BPD, patches_BND], dim=1) + self.position.to(tokens_BLD.dtype)
-        return self.norm(self.blocks(tokens))[:, self.prefix :]
+        return torch.cat([prefix_BPD, patches_BND], dim=1) + self.position.to(tokens_BLD.dtype)
 
     def predict(self, features: Float[Tensor, "*lead D"]) -> Float[Tensor, "*lead E"]:
         """The last linear layer, on any selection of decoded features."""

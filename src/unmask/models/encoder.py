@@ -1,13 +1,13 @@
 """What every encoder is: images in, tokens out, whole or with some patches hidden.
 
 Shape legend: B images, C channels, H x W pixels, N patches (row-major), P prefix tokens (class token, registers),
-L tokens that come out (P + N, or P + visible), D width, h heads.
+L tokens that come out (P + N, or P + visible), M masks (B, or a multiple), D width, h heads.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Literal
+from typing import Any, Literal
 
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
@@ -59,6 +59,11 @@ class Encoder(nn.Module, ABC):
     def network(self) -> nn.Module:
         """The network without what only pre-training needs (mask token): what an encoder file holds."""
 
+    @property
+    @abstractmethod
+    def timm_model(self) -> tuple[str, dict[str, Any]] | None:
+        """Name and arguments by which `timm.create_model` alone builds `network`; None where timm has no such one."""
+
     @abstractmethod
     def set_image_size(self, height: int, width: int) -> None:
         """Take images of another size from now on. Both must be multiples of the patch size."""
@@ -68,15 +73,16 @@ class Encoder(nn.Module, ABC):
         self,
         images_BCHW: Float[Tensor, "B C H W"],
         *,
-        drop_BN: Bool[Tensor, "B N"] | None = None,
+        drop_BN: Bool[Tensor, "M N"] | None = None,
         replace_BN: Bool[Tensor, "B N"] | None = None,
-    ) -> Float[Tensor, "B L D"]:
+    ) -> Float[Tensor, "_ L D"]:
         """Tokens after the final norm, prefix tokens first.
 
         drop_BN: hidden patches are left out (MAE); every sample must hide the same number; L = P + visible, in
-        row-major order. replace_BN: hidden patches enter as the learnt mask token, before positions are added (BEiT,
-        SimMIM, ConMIM); L = P + N. Neither: all patches. Absolute positions follow images of another size by
-        interpolation; relative ones need `set_image_size` first.
+        row-major order. K x B masks give K x B results: every image is embedded once and seen through K masks, image b
+        through those at b, b + B, b + 2B ... (ExtreMA). replace_BN: hidden patches enter as the learnt mask token,
+        before positions are added (BEiT, SimMIM, ConMIM); L = P + N. Neither: all patches. Absolute positions follow
+        images of another size by interpolation; relative ones need `set_image_size` first.
         """
 
     @abstractmethod

@@ -1,4 +1,4 @@
-"""Which timm ViT is the encoder, and what is changed in it."""
+"""Which network is the encoder, and what is changed in it."""
 
 from __future__ import annotations
 
@@ -28,9 +28,18 @@ FAMILIES = "vit_*, deit*, beit*, eva02_* and their kin"
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderConfig:
-    """Which timm ViT, and what is changed in it. None keeps what the name says."""
+    """Which network, and what is changed in it. None keeps what the name says.
 
-    name: Annotated[str, Doc("Name of a timm ViT (vit_*, deit3_*, beit*, eva02_*).")] = "vit_small_patch16_224"
+    A convolutional network takes images, channels and drop_path from here, and nothing that belongs to a ViT.
+    """
+
+    name: Annotated[
+        str,
+        Doc(
+            "Name of a timm ViT (vit_*, deit3_*, beit*, eva02_*), of a timm network that gives feature maps (resnet*, "
+            "convnext*), of ConvMAE's hybrid (convmae_base_patch16), or of iGPT's transformer over colours (igpt_small)."
+        ),
+    ] = "vit_small_patch16_224"
     image_height: Annotated[int, Doc("Height of the images, in pixels; a multiple of the patch size.")] = 224
     image_width: Annotated[int, Doc("Width of the images, in pixels; a multiple of the patch size.")] = 224
     patch_size: Annotated[int | None, Doc("Side of a square patch, in pixels.")] = None
@@ -39,6 +48,17 @@ class EncoderConfig:
     depth: Annotated[int | None, Doc("Number of transformer blocks.")] = None
     heads: Annotated[int | None, Doc("Attention heads of each block.")] = None
     mlp_ratio: Annotated[float | None, Doc("Hidden width of a block's MLP by its width.")] = None
+    stage_widths: Annotated[
+        tuple[int, int] | None, Doc("Widths of a convmae_* encoder's two stages of convolutions.")
+    ] = None
+    stage_depths: Annotated[tuple[int, int] | None, Doc("Numbers of convolution blocks of these stages.")] = None
+    stage_mlp_ratios: Annotated[
+        tuple[float, float] | None, Doc("Hidden widths of their MLPs by their widths; None: mlp_ratio.")
+    ] = None
+    colours: Annotated[int | None, Doc("Colours of an igpt_* encoder's palette; None: 512.")] = None
+    causal: Annotated[
+        bool | None, Doc("Whether a pixel of an igpt_* encoder sees only those before it; iGPT's objective decides.")
+    ] = None
     position: Annotated[
         Literal["native", "learned", "sincos", "relative", "none"],
         Doc(
@@ -53,6 +73,9 @@ class EncoderConfig:
             "bicubic with 0.1 added to the grid; scale: MSN's, one scale for both sides."
         ),
     ] = "antialias"
+    class_token: Annotated[
+        bool | None, Doc("Whether a class token goes through the blocks; ExtreMA's trunk has none.")
+    ] = None
     final_norm: Annotated[bool, Doc("Whether a norm ends the encoder; MaskFeat's and SIM's have none.")] = True
     layer_scale: Annotated[float | None, Doc("Initial value of layer scale; 0 switches it off.")] = None
     drop_path: Annotated[float, Doc("Stochastic depth of the last block (grows linearly with depth).")] = 0.0
@@ -71,6 +94,9 @@ class EncoderConfig:
             "width": self.width,
             "depth": self.depth,
             "heads": self.heads,
+            "number of colours": self.colours,
+            "stage width": None if self.stage_widths is None else min(self.stage_widths),
+            "stage depth": None if self.stage_depths is None else min(self.stage_depths),
         }
         for what, value in sizes.items():
             if value is not None and value < 1:
@@ -93,18 +119,19 @@ class EncoderConfig:
 def timm_arguments(config: EncoderConfig) -> tuple[str, dict[str, Any]]:
     """The timm name and arguments that rebuild this encoder by `timm.create_model(name, **arguments)` alone."""
     name = config.name
-    # Only names in timm's own list: create_model would also look on the network for others ("hf-hub:...").
-    if not timm.is_model(name):
-        raise ValueError(_unknown(name))
-    try:
-        model = _blank(name)
-    except RuntimeError as error:
-        raise ValueError(_unknown(name)) from error
+    model = blank_timm_model(name)
+    if config.stage_widths or config.stage_depths or config.stage_mlp_ratios:
+        raise ValueError(f"{name!r} has no stages of convolutions to set; those belong to convmae_* encoders")
+    if config.colours is not None or config.causal is not None:
+        raise ValueError(f"{name!r} has no palette and no order of pixels to set; those belong to igpt_* encoders")
     # Exact types: a distilled DeiT derives from VisionTransformer and has a second class token of its own.
     plain, beit, eva = (type(model) is family for family in TIMM_VITS)
     patches_only = (plain or beit or eva) and isinstance(model.patch_embed, PatchEmbed)
     if not patches_only or isinstance(model.blocks[0], PARALLEL_BLOCKS):
-        raise ValueError(f"{name!r} is not a plain ViT; use one of {FAMILIES}")
+        raise ValueError(
+            f"{name!r} is not a plain ViT; use one of {FAMILIES}, or a network that gives feature maps "
+            "(resnet*, convnext* and their kin)"
+        )
     if eva and model.rope_mixed:
         raise ValueError(f"{name!r} has a rotation of its own in every block, which is not supported")
     patch_height, patch_width = model.patch_embed.patch_size
@@ -148,15 +175,17 @@ def timm_arguments(config: EncoderConfig) -> tuple[str, dict[str, Any]]:
         arguments["use_fc_norm"] = False
     is_beit = beit or config.position == "relative"
     if is_beit and config.position != "native":
-        if config.position == "sincos":
-            raise ValueError(f"{config.name!r} adds positions to attention; choose position 'relative' or 'learned'")
-        arguments["use_abs_pos_emb"] = config.position == "learned"
+        arguments["use_abs_pos_emb"] = config.position in ("learned", "sincos")
         arguments["use_shared_rel_pos_bias"] = config.position == "relative"
         arguments["use_rel_pos_bias"] = False
     elif eva and config.position not in ("native", "learned"):
         raise ValueError(f"{name!r} has rotary positions; choose position 'native'")
     elif plain and not is_beit and config.position != "native":
         arguments["pos_embed"] = "none" if config.position == "none" else "learn"
+    if config.class_token is not None:
+        if not plain or is_beit:
+            raise ValueError(f"{config.name!r} keeps its class token as it is; choose a vit_* name to set it")
+        arguments["class_token"] = config.class_token
     for key, value in (
         ("embed_dim", config.width),
         ("depth", config.depth),
@@ -174,6 +203,20 @@ def timm_arguments(config: EncoderConfig) -> tuple[str, dict[str, Any]]:
             raise ValueError(f"{name!r} keeps its layer scale as it is; give it another value than 0")
         arguments["init_values"] = config.layer_scale
     return name, arguments
+
+
+def blank_timm_model(name: str) -> Any:
+    """timm's model of this name without memory for its weights, to read sizes from: timm keeps no table of them.
+
+    ValueError for a name that timm does not know.
+    """
+    # Only names in timm's own list: create_model would also look on the network for others ("hf-hub:...").
+    if not timm.is_model(name):
+        raise ValueError(_unknown(name))
+    try:
+        return _blank(name)
+    except RuntimeError as error:
+        raise ValueError(_unknown(name)) from error
 
 
 @cache

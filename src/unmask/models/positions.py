@@ -5,7 +5,6 @@ Shape legend: N patches (row-major), P prefix tokens, D width.
 
 from __future__ import annotations
 
-import math
 from typing import Literal
 
 import torch
@@ -46,17 +45,16 @@ def resample_positions(
     """Positions of the grid `old` (after `prefix` rows that stay) interpolated to the grid `new`, with gradient.
 
     antialias: timm's bicubic. offset: DINO's and iBOT's authors give bicubic interpolation the scale (n + 0.1) / old,
-    which is also what its coordinates use. scale: MSN's authors give it sqrt(new patches / old patches) for both sides.
+    which is also what its coordinates use. scale: MSN's authors give it sqrt(new patches / old patches) for both sides;
+    where both sides shrink alike that is new / old, which is taken for each side.
     """
     if way == "antialias":
         return resample_abs_pos_embed(position_1LD, new_size=list(new), old_size=list(old), num_prefix_tokens=prefix)
-    if way == "offset":
-        factors = ((new[0] + 0.1) / old[0], (new[1] + 0.1) / old[1])
-    else:
-        factors = (math.sqrt(new[0] * new[1] / (old[0] * old[1])),) * 2
     prefix_1PD, patches_1ND = position_1LD.split([prefix, old[0] * old[1]], dim=1)
     grid_1Drc = patches_1ND.unflatten(1, old).permute(0, 3, 1, 2)
-    resized = F.interpolate(grid_1Drc, scale_factor=factors, mode="bicubic")
-    if tuple(resized.shape[-2:]) != new:
-        raise ValueError(f"positions of {old[0]}x{old[1]} patches cannot follow {new[0]}x{new[1]} by way {way!r}")
+    if way == "offset":
+        factors = ((new[0] + 0.1) / old[0], (new[1] + 0.1) / old[1])
+        resized = F.interpolate(grid_1Drc, scale_factor=factors, mode="bicubic")
+    else:
+        resized = F.interpolate(grid_1Drc, size=new, mode="bicubic")
     return torch.cat([prefix_1PD, resized.flatten(2).transpose(1, 2)], dim=1)

@@ -7,7 +7,9 @@ timm alone loads such a file:
     model.load_state_dict(load_file("encoder.safetensors"))
 
 `model(images)` is then the mean of the patch tokens after the final norm, for images normalised by the header's
-"mean" and "std".
+"mean" and "std". For a network that gives maps (ResNet, ConvNeXt) it is the last map [B, D, rows, columns], whose mean
+over rows and columns is the feature. ConvMAE's hybrid is not in timm: its header names none ("timm_name" is null), and
+`read_encoder` reads it.
 
 Shape legend: B images, C channels, H x W pixels, D width.
 """
@@ -28,7 +30,7 @@ from torch import Tensor
 
 from unmask.models.build import build_encoder
 from unmask.models.encoder import Encoder
-from unmask.models.encoder_config import EncoderConfig, timm_arguments
+from unmask.models.encoder_config import EncoderConfig
 from unmask.views import normalise, to_float
 
 HEADER = "unmask_encoder"
@@ -62,12 +64,12 @@ def encoder_file(
     encoder: Encoder, *, mean: tuple[float, ...], std: tuple[float, ...], facts: dict[str, Any]
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors and metadata of an encoder file. `facts` (method, version, ...) stand beside in the header."""
-    name, arguments = timm_arguments(encoder.config)
+    name, arguments = encoder.timm_model or (None, None)
     header = {
         "format": FORMAT,
         "timm_name": name,
-        # Stochastic depth is for training; whoever loads the encoder decides anew.
-        "timm_arguments": arguments | {"drop_path_rate": 0.0},
+        "timm_arguments": arguments,
+        "read_with": "timm" if name is not None else "unmask.open_encoder; timm has no such network",
         "mean": mean,
         "std": std,
         "encoder": dataclasses.asdict(encoder.config),
@@ -95,9 +97,13 @@ def read_encoder(path: Path) -> PretrainedEncoder:
     if written != FORMAT:
         raise ValueError(f"{path} has encoder format {written}, this version reads {FORMAT}")
     try:
-        config = EncoderConfig(**header["encoder"])
+        # JSON has no tuples.
+        fields: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in header["encoder"].items()
+        }
+        config = EncoderConfig(**fields)
         mean, std = (tuple(float(value) for value in header[key]) for key in ("mean", "std"))
-    except (ValueError, KeyError, TypeError) as error:
+    except (AttributeError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} has a damaged header") from error
     encoder = build_encoder(config, mask_token=False)
     try:
@@ -108,15 +114,16 @@ def read_encoder(path: Path) -> PretrainedEncoder:
 
 
 def timm_encoder(name: str) -> PretrainedEncoder:
-    """A ViT with timm's released weights, downloaded by timm. ValueError where timm has none or cannot get them."""
-    config = EncoderConfig(name=name)
-    _, arguments = timm_arguments(config)
+    """A network with timm's released weights, downloaded by timm. ValueError where timm has none or cannot get them."""
+    encoder = build_encoder(EncoderConfig(name=name), mask_token=False)
+    if encoder.timm_model is None:
+        raise ValueError(f"timm has no weights for {name!r}")
+    _, arguments = encoder.timm_model
     try:
         model: Any = timm.create_model(name, pretrained=True, **arguments)
     except (RuntimeError, OSError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"timm could not load weights for {name!r} ({reason})") from error
-    encoder = build_encoder(config, mask_token=False)
     encoder.network.load_state_dict(model.state_dict())
     cfg = model.pretrained_cfg
     return PretrainedEncoder(encoder=encoder, mean=tuple(cfg["mean"]), std=tuple(cfg["std"]), origin=f"timm:{name}")

@@ -6,6 +6,7 @@ import copy
 from typing import TypeVar
 
 import torch
+from timm.layers import DropPath
 from torch import nn
 
 M = TypeVar("M", bound=nn.Module)
@@ -14,6 +15,14 @@ M = TypeVar("M", bound=nn.Module)
 def frozen_copy(module: M) -> M:
     """A deep copy of `module` that takes no gradient. It stays in train mode, as the authors' targets do."""
     return copy.deepcopy(module).requires_grad_(False)
+
+
+def stop_dropping_(module: M) -> M:
+    """Switch stochastic depth off for good, for targets whose authors put them in eval mode (data2vec, BootMAE)."""
+    for part in module.modules():
+        if isinstance(part, DropPath):
+            part.drop_prob = 0.0
+    return module
 
 
 @torch.no_grad()
@@ -34,3 +43,11 @@ def ema_update_(target: nn.Module, online: nn.Module, momentum: float) -> None:
             online_parameters.append(sources[name].detach())
     if target_parameters:
         torch._foreach_lerp_(target_parameters, online_parameters, 1.0 - momentum)
+
+
+def without_drop_path(module: M) -> M:
+    """The same module with its stochastic depth switched off (targets of DINO and iBOT have none)."""
+    for part in module.modules():
+        if isinstance(part, DropPath):
+            part.drop_prob = 0.0
+    return module

@@ -1,27 +1,26 @@
 """A timm ViT that can also see only some patches (drop) or mask tokens in their place (replace).
 
 Shape legend: B images, C channels, H x W pixels, N patches (row-major), P prefix tokens (class token, registers),
-L tokens that the blocks see (P + N, or P + visible), D width, h heads.
+L tokens that the blocks see (P + N, or P + visible), M masks (B, or a multiple), D width, h heads.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
 from typing import Any, cast
 
 import timm
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from timm.models.beit import Beit
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
 from unmask.masking import visible_indices
+from unmask.models.attention import RecordAttention
 from unmask.models.encoder import Encoder
 from unmask.models.encoder_config import EncoderConfig, timm_arguments
 from unmask.models.initialise import xavier_linears_, xavier_patches_
@@ -53,8 +52,8 @@ class VitEncoder(Encoder):
             self.remove_norm()
 
     def _set_sincos(self) -> None:
-        assert isinstance(self.vit, VisionTransformer)
-        prefix = 0 if self.vit.no_embed_class else self.prefix
+        assert isinstance(self.vit, VisionTransformer | Beit)
+        prefix = 0 if isinstance(self.vit, VisionTransformer) and self.vit.no_embed_class else self.prefix
         self.vit.pos_embed = nn.Parameter(
             sincos_positions(self.grid, self.width, prefix=prefix).to(self.vit.patch_embed.proj.weight),
             requires_grad=False,
@@ -107,9 +106,9 @@ class VitEncoder(Encoder):
         self,
         images_BCHW: Float[Tensor, "B C H W"],
         *,
-        drop_BN: Bool[Tensor, "B N"] | None = None,
+        drop_BN: Bool[Tensor, "M N"] | None = None,
         replace_BN: Bool[Tensor, "B N"] | None = None,
-    ) -> Float[Tensor, "B L D"]:
+    ) -> Float[Tensor, "_ L D"]:
         (last,) = self.block_outputs(images_BCHW, (self.depth - 1,), drop_BN=drop_BN, replace_BN=replace_BN)
         return self.norm(last)
 
@@ -124,14 +123,20 @@ class VitEncoder(Encoder):
     def network(self) -> nn.Module:
         return self.vit
 
+    @property
+    def timm_model(self) -> tuple[str, dict[str, Any]]:
+        # Stochastic depth is for training; whoever loads the encoder decides anew.
+        name, arguments = timm_arguments(self.config)
+        return name, arguments | {"drop_path_rate": 0.0}
+
     def block_outputs(
         self,
         images_BCHW: Float[Tensor, "B C H W"],
         blocks: tuple[int, ...],
         *,
-        drop_BN: Bool[Tensor, "B N"] | None = None,
+        drop_BN: Bool[Tensor, "M N"] | None = None,
         replace_BN: Bool[Tensor, "B N"] | None = None,
-    ) -> tuple[Float[Tensor, "B L D"], ...]:
+    ) -> tuple[Float[Tensor, "_ L D"], ...]:
         """Raw outputs, before the final norm, of the blocks with these indices (0 is the first), in that order.
 
         Input modes as in `forward`. Blocks after the last one that is asked for are not computed.
@@ -149,6 +154,14 @@ class VitEncoder(Encoder):
                 found[index] = tokens_BLD
         return tuple(found[index] for index in blocks)
 
+    def further(self, blocks: Iterable[nn.Module], tokens_BLD: Float[Tensor, "B L D"]) -> Float[Tensor, "B L D"]:
+        """Tokens of whole images (prefix tokens and all patches) after more blocks of the encoder's own kind, which share
+        its table of relative positions or its rotation (BEiT v2)."""
+        context = self._context(self.grid, None)
+        for block in blocks:
+            tokens_BLD = block(tokens_BLD, **context)
+        return tokens_BLD
+
     @torch.no_grad()
     def attention(self, images_BCHW: Float[Tensor, "B C H W"]) -> Float[Tensor, "B h N"]:
         """For each head of the last block, how much the class token (or, without one, the mean patch) attends to each
@@ -156,11 +169,10 @@ class VitEncoder(Encoder):
         tokens_BLD, context = self._embed(images_BCHW, None, None)
         for block in self.vit.blocks[:-1]:
             tokens_BLD = block(tokens_BLD, **context)
-        with _RecordAttention() as record:
+        with RecordAttention() as record:
             self.vit.blocks[-1](tokens_BLD, **context)
-        assert record.attention is not None, "the last block did not use scaled dot-product attention"
         queries = slice(0, 1) if self.has_class_token else slice(self.prefix, None)
-        return record.attention[:, :, queries, self.prefix :].mean(dim=2)
+        return record.logits().softmax(dim=-1)[:, :, queries, self.prefix :].mean(dim=2)
 
     def _embed(
         self, images_BCHW: Tensor, drop_BN: Tensor | None, replace_BN: Tensor | None
@@ -182,7 +194,7 @@ class VitEncoder(Encoder):
             patches_BND = torch.where(replace_BN[..., None], token, patches_BND)
 
         # Prefix tokens and patches get their positions apart, so that dropping patches is one gather in between.
-        batch = patches_BND.shape[0]
+        batch = len(patches_BND)
         prefix = [] if vit.cls_token is None else [vit.cls_token]
         if not isinstance(vit, Beit) and vit.reg_token is not None:
             prefix.append(vit.reg_token)
@@ -199,10 +211,14 @@ class VitEncoder(Encoder):
                 prefix_1PD = prefix_1PD + position[:, :positioned_prefix]
         visible_BV = None if drop_BN is None else visible_indices(drop_BN)
         if visible_BV is not None:
-            patches_BND = patches_BND.gather(1, visible_BV[..., None].expand(-1, -1, patches_BND.shape[-1]))
+            assert len(visible_BV) % batch == 0, "masks must be as many as images, or a multiple"
+            # Masks can be several times as many as images, which are embedded once for all (ExtreMA).
+            image_B1 = torch.arange(len(visible_BV), device=visible_BV.device)[:, None] % batch
+            rows = (image_B1 * patches_BND.shape[1] + visible_BV).flatten()
+            patches_BND = patches_BND.flatten(0, 1).index_select(0, rows).unflatten(0, visible_BV.shape)
         tokens = patches_BND
         if prefix_1PD is not None:
-            tokens = torch.cat([prefix_1PD.to(patches_BND.dtype).expand(batch, -1, -1), patches_BND], dim=1)
+            tokens = torch.cat([prefix_1PD.to(tokens.dtype).expand(len(tokens), -1, -1), tokens], dim=1)
         tokens = vit.pos_drop(tokens)
         if not isinstance(vit, Beit):
             tokens = vit.norm_pre(tokens)
@@ -242,20 +258,3 @@ class VitEncoder(Encoder):
         # Some rotations are cached for the grid, some (DINOv3's) are built when asked.
         rope_NR = vit.rope.get_embed(list(grid))
         return {"rope": rope_NR if visible_BV is None else rope_NR[visible_BV][:, None]}
-
-
-class _RecordAttention(TorchFunctionMode):
-    """Notes the attention weights of the last call of scaled_dot_product_attention, whichever block made it."""
-
-    attention: Tensor | None = None
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        if func is F.scaled_dot_product_attention:
-            query, key = args[0], args[1]
-            logits = query @ key.transpose(-2, -1) * query.shape[-1] ** -0.5
-            bias = kwargs.get("attn_mask")
-            self.attention = (logits if bias is None else logits + bias).softmax(dim=-1)
-        return func(*args, **kwargs)

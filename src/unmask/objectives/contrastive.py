@@ -1,7 +1,7 @@
 """Contrastive objectives: a query must find its own key among many.
 
 Shape legend: B samples, N patches of an image, M hidden patches of the sample that hides most, D feature width,
-G samples of all ranks together.
+G samples of all ranks together, Q keys of a queue, K sets of keys.
 """
 
 from __future__ import annotations
@@ -72,3 +72,25 @@ def ntxent(first_BD: Float[Tensor, "B D"], second_BD: Float[Tensor, "B D"], temp
     logits_QQ = (features_QD @ features_QD.T / temperature).fill_diagonal_(-torch.inf)
     labels_Q = torch.arange(len(features_QD), device=features_QD.device).roll(len(first_BD))
     return F.cross_entropy(logits_QQ, labels_Q)
+
+
+def queue_infonce(
+    online_BD: Float[Tensor, "B D"],
+    targets_KBD: Float[Tensor, "K B D"],
+    queue_DQ: Float[Tensor, "D Q"],
+    temperature: float,
+) -> Float[Tensor, " K"]:
+    """InfoNCE with a queue of negatives (MoCo, equation 1), for each of K sets of keys: feature b must find key b of
+    the set among it and the queue. Mean over the batch.
+
+    Cosine similarity by `temperature`; keys in the queue have norm 1 already. The logits of the queue are computed once
+    for all sets. Neither keys nor queue take a gradient. Chance level is ln(1 + Q).
+    """
+    online_BD = F.normalize(online_BD, dim=-1)
+    targets_KBD = F.normalize(targets_KBD.detach(), dim=-1)
+    negative_BQ = online_BD @ queue_DQ / temperature
+    # Under autocast the product comes in half precision, which a sum of thousands of terms must not.
+    exact = torch.promote_types(negative_BQ.dtype, torch.float32)
+    positive_KB = (online_BD * targets_KBD).sum(dim=-1).to(exact) / temperature
+    negatives_B = negative_BQ.to(exact).logsumexp(dim=1)
+    return (torch.logaddexp(positive_KB, negatives_B) - positive_KB).mean(dim=1)

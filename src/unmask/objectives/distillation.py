@@ -12,9 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 
-def cosine_distance(
-    prediction_BD: Float[Tensor, "*lead D"], target_BD: Float[Tensor, "*lead D"]
-) -> Float[Tensor, ""]:
+def cosine_distance(prediction_BD: Float[Tensor, "*lead D"], target_BD: Float[Tensor, "*lead D"]) -> Float[Tensor, ""]:
     """Mean squared distance of the features on the unit sphere, 2 - 2 cos (BYOL, equation 2).
 
     The target takes no gradient. Between 0 (same direction) and 4 (opposite). Half-precision features are compared in
@@ -29,9 +27,9 @@ def unigrad(
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
     """UniGrad's two terms (Tao et al. 2022), by D as SIM's authors have it; the loss is their sum.
 
-    positive = mean_i |p_i - t_i|^2 / D; negative = negative_weight * mean_i p_i' C p_i / D with C = mean_i t_i t_i' over
-    the tokens of all ranks: the cost of lying where targets lie, which keeps predictions from collapsing. The target
-    takes no gradient.
+    positive = mean_i |p_i - t_i|^2 / D; negative = negative_weight * mean_i p_i' C p_i / D, where C = mean_i t_i t_i'
+    over the tokens of all ranks: the cost of lying where targets lie, which keeps predictions from collapsing. The
+    target takes no gradient.
     """
     T, D = prediction_TD.shape
     dtype = torch.promote_types(prediction_TD.dtype, torch.float32)

@@ -43,6 +43,17 @@ def normalise_patches(patches: Float[Tensor, "*lead K"]) -> Float[Tensor, "*lead
     return (patches - mean) / deviation
 
 
+def channel_statistics(
+    patches: Float[Tensor, "*lead K"], channels: int
+) -> tuple[Float[Tensor, "*lead K"], Float[Tensor, "*lead K"]]:
+    """Mean and standard deviation of each channel of each patch, for each of its values: biased variance + 1e-5
+    (BootMAE's authors)."""
+    pixels = patches.unflatten(-1, (-1, channels))
+    mean = pixels.mean(dim=-2, keepdim=True).expand_as(pixels).flatten(-2)
+    variance = pixels.var(dim=-2, keepdim=True, correction=0).expand_as(pixels).flatten(-2)
+    return mean, (variance + 1e-5).sqrt()
+
+
 def mean_squared_error(prediction: Float[Tensor, "*lead K"], target: Float[Tensor, "*lead K"]) -> Float[Tensor, ""]:
     """Mean over all given patches of the mean squared error of a patch. Give it the hidden patches only."""
     return (prediction - target).pow(2).mean(dim=-1).mean()
