@@ -15,6 +15,8 @@ from method_facts import FACTS, Facts
 from unmask.data.batch import Batch
 from unmask.methods import METHODS
 from unmask.methods.base import Method, MethodConfig
+from unmask.models.build import fixed_patch
+from unmask.models.cross_decoder import CrossDecoderConfig
 from unmask.models.decoder import DecoderConfig
 from unmask.models.heads import MLPHeadConfig
 
@@ -26,11 +28,14 @@ def tiny_config(
 ) -> MethodConfig:
     """The authors' configuration with every network shrunk: two blocks of width 48, heads of width 32."""
     scaled = config.for_images(height, width)
-    encoder = replace(scaled.encoder, patch_size=patch, channels=channels, width=48, depth=2, heads=3, drop_path=0.0)
+    named = scaled.encoder
+    if fixed_patch(named.name) is not None:  # a network whose sizes nobody can set
+        named = replace(named, name="vit_tiny_patch16_224")
+    encoder = replace(named, patch_size=patch, channels=channels, width=48, depth=2, heads=3, drop_path=0.0)
     changes: dict[str, Any] = {"encoder": encoder, "mean": (0.5,) * channels, "std": (0.25,) * channels}
     for field in fields(scaled):
         value = getattr(scaled, field.name)
-        if isinstance(value, DecoderConfig):
+        if isinstance(value, DecoderConfig | CrossDecoderConfig):
             changes[field.name] = replace(value, width=32, depth=1, heads=4)
         elif isinstance(value, MLPHeadConfig):
             changes[field.name] = replace(value, hidden=64, out=32)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import re
 from collections.abc import Callable
@@ -95,7 +96,8 @@ def test_every_trainable_parameter_learns_and_no_other(name: str, tiny: Tiny, ba
     assert {name for name, norm in largest.items() if norm <= 1e-10 * total} == FACTS[name].cancelled
     fixed = {name for name, parameter in method.named_parameters() if not parameter.requires_grad}
     allowed = ("pos_embed", *FACTS[name].fixed)
-    assert all(value_name.startswith("target_") or value_name.endswith(allowed) for value_name in fixed)
+    frozen = ("target_", "tokenizer.", "teacher.")
+    assert all(value_name.startswith(frozen) or value_name.endswith(allowed) for value_name in fixed)
     assert all(not method.get_parameter(name).requires_grad for name in _target_state(method))
 
 
@@ -127,12 +129,13 @@ def test_targets_move_after_a_step_and_only_then(name: str, tiny: Tiny, batch_fo
 def test_bfloat16_gives_nearly_the_same_losses(name: str, tiny: Tiny, batch_for: BatchFor) -> None:
     method = tiny(METHODS[name])
     views = method.make_views(batch_for(method, 16))
-    exact = method.losses(views)
+    # A copy: queues and centres move with every look.
+    exact = copy.deepcopy(method).losses(views)
     with torch.autocast("cpu", torch.bfloat16):
         rounded = method.losses(views)
     for loss_name, loss in exact.items():
         assert rounded[loss_name].dtype == torch.float32
-        assert rounded[loss_name].item() == pytest.approx(loss.item(), rel=0.02)
+        assert rounded[loss_name].item() == pytest.approx(loss.item(), rel=0.02, abs=0.01)
 
 
 def test_a_batchs_seed_decides_everything_and_torchs_state_is_left_alone(
@@ -143,7 +146,7 @@ def test_a_batchs_seed_decides_everything_and_torchs_state_is_left_alone(
     for global_seed in (0, 1):
         torch.manual_seed(global_seed)
         before = torch.get_rng_state()
-        losses = method(batch_for(method, 8, seed=7))
+        losses = copy.deepcopy(method)(batch_for(method, 8, seed=7))
         assert torch.equal(torch.get_rng_state(), before)
         runs.append(torch.stack(list(losses.values())))
     assert torch.equal(runs[0], runs[1])
@@ -219,7 +222,9 @@ def test_every_loss_falls_on_real_images_and_features_do_not_collapse(name: str,
     for loss_name, first in history[0].items():
         last = sum(losses[loss_name] for losses in history[-3:]) / 3
         if loss_name not in FACTS[name].may_rise:
-            assert last < FACTS[name].fall * first, loss_name
+            # A negative loss (cosine) must grow by as much.
+            fall = FACTS[name].fall
+            assert last < (fall * first if first > 0 else first / fall - 0.05), loss_name
 
     method.eval()
     with torch.no_grad():
@@ -268,6 +273,9 @@ def test_what_is_exported_is_an_encoder_of_the_method(name: str, tiny: Tiny) -> 
 
 def test_decayed_are_weights_and_never_biases_or_norms(name: str, tiny: Tiny) -> None:
     method = tiny(METHODS[name])
+    if FACTS[name].decays_all:
+        assert all(method.rule(key, value).decay for key, value in method.named_parameters())
+        return
     decayed = {key for key, value in method.named_parameters() if value.requires_grad and method.rule(key, value).decay}
     assert decayed
     assert not any(key.endswith("bias") for key in decayed)

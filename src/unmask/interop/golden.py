@@ -187,8 +187,9 @@ def load_initial_values(method: Method, case: Json, tensors: Tensors, authors: A
     for ours in state:
         if ours.startswith("target_") and ours not in given and ours.removeprefix("target_") in given:
             given[ours] = given[ours.removeprefix("target_")]
-    # Where batch norm's counter is not recorded, it starts at zero, as it does in a new network.
-    missing = [ours for ours in state if ours not in given and not ours.endswith("num_batches_tracked")]
+    # Where batch norm's counter or a queue's position is not recorded, it starts at zero, as it does in a new network.
+    counters = ("num_batches_tracked", "queue.position")
+    missing = [ours for ours in state if ours not in given and not ours.endswith(counters)]
     if missing:
         raise ValueError(f"initial values are missing for {', '.join(missing[:5])}")
     method.load_state_dict(given, strict=False)

@@ -6,16 +6,70 @@ import difflib
 import importlib
 
 from unmask.methods.base import Method
+from unmask.methods.beit import BEiT
+from unmask.methods.beit_v2 import BEiTv2
+from unmask.methods.bootmae import BootMAE
+from unmask.methods.byol import BYOL
+from unmask.methods.cae import CAE
+from unmask.methods.can import CAN
+from unmask.methods.cim import CIM
 from unmask.methods.cmae import CMAE
 from unmask.methods.conmim import ConMIM
+from unmask.methods.convmae import ConvMAE
+from unmask.methods.data2vec import Data2Vec
+from unmask.methods.dino import DINO
+from unmask.methods.dmae import DMAE
+from unmask.methods.extrema import ExtreMA
+from unmask.methods.ibot import IBOT
+from unmask.methods.igpt import IGPT
 from unmask.methods.mae import MAE
+from unmask.methods.maskfeat import MaskFeat
+from unmask.methods.mc_beit import McBEiT
+from unmask.methods.mim import MIM
+from unmask.methods.mixmask import MixMask
+from unmask.methods.mocov3 import MoCoV3
+from unmask.methods.msn import MSN
+from unmask.methods.peco import PeCo
+from unmask.methods.sim import SIM
+from unmask.methods.simclr import SimCLR
 from unmask.methods.simmim import SimMIM
+from unmask.methods.simsiam import SimSiam
+from unmask.methods.splitmask import SplitMask
+from unmask.methods.supmae import SupMAE
+from unmask.methods.tec import TEC
 
 METHODS: dict[str, type[Method]] = {
     "conmim": ConMIM,
     "cmae": CMAE,
     "mae": MAE,
     "simmim": SimMIM,
+    "data2vec": Data2Vec,
+    "maskfeat": MaskFeat,
+    "bootmae": BootMAE,
+    "dmae": DMAE,
+    "supmae": SupMAE,
+    "convmae": ConvMAE,
+    "beit": BEiT,
+    "cae": CAE,
+    "beit_v2": BEiTv2,
+    "mc_beit": McBEiT,
+    "peco": PeCo,
+    "igpt": IGPT,
+    "simclr": SimCLR,
+    "mocov3": MoCoV3,
+    "byol": BYOL,
+    "simsiam": SimSiam,
+    "mixmask": MixMask,
+    "sim": SIM,
+    "extrema": ExtreMA,
+    "can": CAN,
+    "tec": TEC,
+    "splitmask": SplitMask,
+    "cim": CIM,
+    "mim": MIM,
+    "dino": DINO,
+    "ibot": IBOT,
+    "msn": MSN,
 }
 
 

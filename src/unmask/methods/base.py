@@ -15,6 +15,7 @@ from typing_extensions import Doc, TypeVar
 
 from unmask.colour import ColourConfig
 from unmask.data.batch import Batch, CropConfig
+from unmask.data.sources import Source
 from unmask.masking import MaskConfig, sample_mask
 from unmask.models.encoder import Encoder
 from unmask.models.encoder_config import EncoderConfig
@@ -53,6 +54,11 @@ class MethodConfig:
     def for_images(self, height: int, width: int) -> MethodConfig:
         """This configuration for images of another size. Methods whose views count pixels scale them here too."""
         return replace(self, encoder=replace(self.encoder, image_height=height, image_width=width))
+
+    def for_source(self, source: Source) -> MethodConfig:
+        """This configuration for the images of `source`. Methods that learn from more than images look for it here, and
+        raise ValueError where it is missing."""
+        return self
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,17 +169,23 @@ def two_crops(encoder: Encoder, config: MethodConfig) -> tuple[CropConfig, ...]:
     return (CropConfig(height=height, width=width, count=2, scale=config.crop_scale),)
 
 
+def crop_pair(batch: Batch, encoder: Encoder) -> Tensor:
+    """The uint8 crops [B, 2, C, H, W] of a batch that holds two crops of each image, of the encoder's size."""
+    if len(batch.crops) != 1 or batch.crops[0].shape[1] != 2:
+        raise ValueError("this method takes two crops of each image, one group [B, 2, C, H, W]")
+    check_size(batch.crops[0], encoder)
+    return batch.crops[0]
+
+
 def two_views(
     batch: Batch, encoder: Encoder, config: MethodConfig, colours: tuple[ColourConfig, ColourConfig]
 ) -> Views:
     """Two independent crops of each image, flipped and coloured apart: view 1 is `online`, view 2 is `target`."""
-    if len(batch.crops) != 1 or batch.crops[0].shape[1] != 2:
-        raise ValueError("this method takes two crops of each image, one group [B, 2, C, H, W]")
-    check_size(batch.crops[0], encoder)
-    host, _ = generators(batch.seed, batch.crops[0].device)
+    pair_B2CHW = crop_pair(batch, encoder)
+    host, _ = generators(batch.seed, pair_B2CHW.device)
     first, second = (
         independent_view(crop_BCHW, colour=colour, mean=config.mean, std=config.std, generator=host)
-        for crop_BCHW, colour in zip(batch.crops[0].unbind(dim=1), colours, strict=True)
+        for crop_BCHW, colour in zip(pair_B2CHW.unbind(dim=1), colours, strict=True)
     )
     return Views(online=first, target=second)
 

@@ -2,7 +2,31 @@
 
 from __future__ import annotations
 
-from unmask.interop.authors import cmae, conmim, mae, simmim
+from unmask.interop.authors import (
+    beit,
+    bootmae,
+    byol,
+    cae,
+    can,
+    cmae,
+    conmim,
+    convmae,
+    data2vec,
+    dino,
+    dmae,
+    extrema,
+    ibot,
+    mae,
+    maskfeat,
+    mixmask,
+    mocov3,
+    msn,
+    sim,
+    simclr,
+    simmim,
+    simsiam,
+    supmae,
+)
 from unmask.interop.authors.case import Authors
 
 AUTHORS: dict[str, Authors] = {
@@ -10,4 +34,27 @@ AUTHORS: dict[str, Authors] = {
     "cmae": cmae.AUTHORS,
     "mae": mae.AUTHORS,
     "simmim": simmim.AUTHORS,
+    "data2vec": data2vec.AUTHORS,
+    "maskfeat": maskfeat.AUTHORS,
+    "bootmae": bootmae.AUTHORS,
+    "dmae": dmae.AUTHORS,
+    "supmae": supmae.AUTHORS,
+    "convmae": convmae.AUTHORS,
+    "beit": beit.AUTHORS,
+    "cae": cae.AUTHORS,
+    "simclr": simclr.AUTHORS,
+    "mocov3": mocov3.AUTHORS,
+    "byol": byol.AUTHORS,
+    "simsiam": simsiam.AUTHORS,
+    "mixmask": mixmask.AUTHORS,
+    # MixMask with Un-Mix beside it.
+    "mixmask_both": mixmask.AUTHORS_BOTH,
+    "sim": sim.AUTHORS,
+    "extrema": extrema.AUTHORS,
+    "can": can.AUTHORS,
+    # CAN with the noise added beside the picture instead of in place.
+    "can_clean": can.AUTHORS,
+    "dino": dino.AUTHORS,
+    "ibot": ibot.AUTHORS,
+    "msn": msn.AUTHORS,
 }

@@ -54,7 +54,8 @@ class Authors:
 
 def mean_and_std(case: Json) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """A case's normalisation; ImageNet's where it names none."""
-    return tuple(case.get("mean", IMAGENET_MEAN)), tuple(case.get("std", IMAGENET_STD))
+    recorded = case["normalisation"] if isinstance(case.get("normalisation"), dict) else case
+    return tuple(recorded.get("mean", IMAGENET_MEAN)), tuple(recorded.get("std", IMAGENET_STD))
 
 
 def image_views(case: Json, tensors: Tensors, step: int) -> Views:
