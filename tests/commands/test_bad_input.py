@@ -88,7 +88,7 @@ CASES: dict[str, tuple[list[str], str]] = {
     "unknown method": (["pretrain", "data", "--method", "conmm"], "unknown method 'conmm'; did you mean 'conmim'?"),
     "unheard-of method": (
         ["pretrain", "data", "--method=zzz"],
-        "unknown method 'zzz'; known are conmim, cmae, mae, simmim",
+        f"unknown method 'zzz'; known are {', '.join(METHODS)}",
     ),
     "method that cannot be imported": (
         ["pretrain", "data", "--method", "no_such_module:Mine"],
@@ -187,6 +187,14 @@ CASES: dict[str, tuple[list[str], str]] = {
     "huge seed": (
         ["pretrain", "data", *TINY, "--seed", "99999999999999999999"],
         "seed must be a whole number from 0 to 2^63 - 1, got 99999999999999999999",
+    ),
+    "labels that are not there": (
+        ["pretrain", "flat", "--method", "supmae", *quick_options()],
+        "SupMAE learns from labels, and flat has none: put its images into one folder a class, or choose method mae",
+    ),
+    "classes that are one": (
+        ["pretrain", "one class", "--method", "supmae", *quick_options()],
+        "SupMAE tells classes apart, and one class has only one, only",
     ),
     # Where to write.
     "folder of another run": (

@@ -49,7 +49,7 @@ def test_what_does_not_exist_is_refused_before_anything_runs(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert _compare(tmp_path / "out", "mae", "no/such/run") == 2
-    assert capsys.readouterr().err == "error: there is no run folder or encoder file no/such/run\n"
+    assert capsys.readouterr().err == "unmask: there is no run folder or encoder file no/such/run\n"
     assert not (tmp_path / "out").exists()
 
 

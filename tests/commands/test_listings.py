@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from unmask.cli import main
+from unmask.commands.methods import cost, proof, recipes_of
 from unmask.commands.show import knobs
 from unmask.methods import METHODS
+from unmask.methods.measured import GoldenResult, Measured, StepCost, read_measured, write_measured
 from unmask.recipes import RECIPES
 
 
@@ -61,16 +66,75 @@ def test_every_knob_says_what_it_means(method: str) -> None:
 def test_methods_are_listed_with_what_tells_them_apart(capsys: pytest.CaptureFixture[str]) -> None:
     entries = re.split(r"\n(?=\S)", printed(["methods"], capsys).strip())
     assert [entry.split()[0] for entry in entries] == list(METHODS)
-    for entry, method in zip(entries, METHODS.values(), strict=True):
+    measured = read_measured()
+    for entry, (name, method) in zip(entries, METHODS.items(), strict=True):
         info = method.info
         for words in (info.title, info.family, f"{info.paper} ({info.year})", info.idea):
             assert words in entry
-        assert f"online: {info.online_input}; target: {info.target}; objective: {info.objective}" in entry
-        assert entry.endswith("agrees with its authors' code (unmask verify)")
+        known = measured.get(name, Measured())
+        recipe = next(iter(recipes_of(name)), "none; the defaults are the authors' settings")
+        assert entry.split("\n    ")[2:] == [
+            f"online: {info.online_input}; target: {info.target}; objective: {info.objective}",
+            f"proof: {proof(name, known)}",
+            f"step: {cost(known)}",
+            f"recipe: {recipe}",
+        ]
+
+
+def test_what_was_measured_belongs_to_methods_that_exist() -> None:
+    assert set(read_measured()) <= set(METHODS)
+
+
+GOLDEN = GoldenResult(
+    cases=("one", "two"), agreeing=2, largest_difference=7.684e-14, command="unmask verify", date="2026-01-01"
+)
+STEP = StepCost(
+    relative=1.7,
+    encoder="vit_small_patch16_224",
+    batch_size=16,
+    device="cpu",
+    threads=2,
+    torch="2.15",
+    command="python benchmarks/step.py",
+    date="2026-01-01",
+)
+
+
+def test_measurements_in_words() -> None:
+    assert proof("mae", Measured(golden=GOLDEN)) == (
+        "agrees with its authors' code in 2 golden cases, largest difference 7.7e-14"
+    )
+    single = replace(GOLDEN, cases=("one",), agreeing=1)
+    assert "in 1 golden case, largest" in proof("mae", Measured(golden=single))
+    assert "in 1 of 2 golden cases, largest" in proof("mae", Measured(golden=replace(GOLDEN, agreeing=1)))
+    nothing = replace(GOLDEN, agreeing=0, largest_difference=None)
+    assert proof("mae", Measured(golden=nothing)) == "agrees with its authors' code in 0 of 2 golden cases"
+    assert cost(Measured(step=STEP)) == "1.70 × MAE's (vit_small_patch16_224, 16 images, cpu)"
+
+
+def test_what_was_not_measured_says_so() -> None:
+    assert proof("mae", Measured()) == "not measured (unmask verify does)"
+    assert proof("elsewhere", Measured()) == "tested against its formulas"
+    assert cost(Measured()) == "not measured"
+
+
+def test_measurements_are_kept_in_a_file(tmp_path: Path) -> None:
+    both = {
+        "mae": Measured(golden=GOLDEN, step=STEP),
+        "cmae": Measured(golden=replace(GOLDEN, largest_difference=None)),
+    }
+    write_measured(both, tmp_path / "measured.json")
+    assert read_measured(tmp_path / "measured.json") == both
+    assert json.loads((tmp_path / "measured.json").read_text())["mae"]["step"]["relative"] == 1.7
+
+
+def test_recipes_belong_to_their_method() -> None:
+    assert recipes_of("conmim")[0] == "demo"
+    assert sum(len(recipes_of(name)) for name in METHODS) == len(RECIPES)
 
 
 def test_recipes_tell_their_command(capsys: pytest.CaptureFixture[str]) -> None:
     out = printed(["recipes"], capsys)
     for name in RECIPES:
         assert f"\n{name}\n" in f"\n{out}"
-        assert f"unmask pretrain --recipe {name}" in out
+        assert re.search(rf"unmask pretrain (IMAGENET/train )?--recipe {name}\b", out)

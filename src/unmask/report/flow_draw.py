@@ -69,10 +69,10 @@ def draw_flow(flow: Flow, *, title: str) -> str:
     boxes = {
         node.key: _Box(
             node=node,
-            lines=_lines(node),
+            lines=_lines(node, again=any(other.name == node.name for other in flow.nodes[:place])),
             masks=tuple(masks[edge.source] for edge in flow.edges if edge.target == node.key and edge.source in masks),
         )
-        for node in flow.nodes
+        for place, node in enumerate(flow.nodes)
     }
     wires = [edge for edge in flow.edges if edge.source not in masks]
     layout = lay_out(
@@ -106,8 +106,10 @@ def _title(node: Node) -> str:
     return node.name if node.calls == 1 else f"{node.name} ×{node.calls}"
 
 
-def _lines(node: Node) -> tuple[str, ...]:
-    size = f" · {short_count(node.parameters)}" if node.parameters else ""
+def _lines(node: Node, *, again: bool) -> tuple[str, ...]:
+    """Class and number of parameters, shape, origin; `again`: another call of a module that is drawn already."""
+    size = " · same weights" if again else f" · {short_count(node.parameters)}"
+    size = size if node.parameters else ""
     shape = node.shape.replace("×", " × ")
     follows = f"follows {', '.join(node.follows)}" if node.follows else ""
     return tuple(line for line in (f"{node.about}{size}", shape, follows) if line)
@@ -125,8 +127,8 @@ def _drawn(box: _Box, centre: Place) -> str:
     width, height = box.size
     left, top = centre[0] - width / 2, centre[1] - height / 2
     node = box.node
-    look = node.kind
-    if look in ("module", "state"):
+    look: str = node.kind
+    if node.kind in ("module", "state"):
         look = "trained" if node.trained else "still"
     radius = height / 2 if node.kind == "loss" else 7
     x = centre[0]
@@ -183,7 +185,8 @@ def _wire(start: Place, passes: Sequence[tuple[Place, Place]], end: Place, look:
 def _legend(flow: Flow, y: float) -> str:
     """What the looks mean that this picture has."""
     entries = [("trained", "gets gradients")]
-    if any(node.kind in ("module", "state") and not node.trained for node in flow.nodes):
+    inner = {node.key: node.trained for node in flow.nodes if node.kind in ("module", "state")}
+    if not all(inner.values()) or any(edge.source in inner and not edge.gradient for edge in flow.edges):
         entries.append(("still", "no gradient"))
     if any(node.kind == "mask" for node in flow.nodes):
         entries.append(("mask", "mask; its name stands where it is read"))

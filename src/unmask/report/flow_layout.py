@@ -16,7 +16,7 @@ from itertools import pairwise
 STARTS, SWEEPS = 40, 8
 ROOM, WAYPOINT = 22.0, 12.0
 # Straight long lines matter more than boxes in the middle of their neighbours.
-STRAIGHT = 4.0
+STRAIGHT = 3.0
 
 Place = tuple[float, float]
 
@@ -177,13 +177,13 @@ def _straighten(
             y[item] = edge + height(item) / 2
             edge += height(item) + ROOM
     sides = (_neighbours(links, 0), _neighbours(links, 1))
-    for sweep in range(24):
+    for sweep in range(60):
         for stack in stacks if sweep % 2 == 0 else reversed(stacks):
             wanted: list[float] = []
             weights: list[float] = []
             for item in stack:
                 pulls = [
-                    (y[other], STRAIGHT if isinstance(item, _Dummy) or isinstance(other, _Dummy) else 1.0)
+                    (y[other], STRAIGHT ** (isinstance(item, _Dummy) + isinstance(other, _Dummy)))
                     for side in sides
                     for other in side.get(item, ())
                 ] or [(y[item], 0.1)]

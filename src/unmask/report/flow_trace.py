@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import chain
 from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -81,11 +81,12 @@ class _Watch(TorchFunctionMode):
         self._sources: dict[int, Sources] = {}
         self._kept: list[Tensor] = []  # an id means a tensor only as long as the tensor lives
         self._inside = 0
+        self._call = ""
         self._hooks: list[RemovableHandle] = []
         for name, tensor in _state(method):
             self._keep(tensor, {f"state:{name}": tensor.requires_grad})
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> _Watch:
         for name, module in self.method.named_modules():
             if name:
                 self._hooks.append(module.register_forward_pre_hook(self._before(name), with_kwargs=True))
@@ -105,7 +106,13 @@ class _Watch(TorchFunctionMode):
     ) -> Any:
         result = func(*args, **(kwargs or {}))
         name = func.__name__
-        if self._inside or name in VALUELESS or name.startswith("new_"):
+        if self._inside:
+            # Methods may look at what a module computes on its way (attention): that is the module's, too.
+            for tensor in _tensors(result):
+                if id(tensor) not in self._sources:
+                    self._keep(tensor, {self._call: tensor.requires_grad})
+            return result
+        if name in VALUELESS or name.startswith("new_"):
             return result
         if name.startswith("_foreach_") and name.endswith("_"):
             for changed, *others in zip(*(arg for arg in args if isinstance(arg, list | tuple)), strict=True):
@@ -159,8 +166,8 @@ class _Watch(TorchFunctionMode):
         def begin(module: nn.Module, args: Any, kwargs: Any) -> None:
             self._inside += 1
             if self._inside == 1:
-                key = f"call:{len(self.nodes)}"
-                self._add(Node(key=key, kind="module", name=name), (args, kwargs))
+                self._call = f"call:{len(self.nodes)}"
+                self._add(Node(key=self._call, kind="module", name=name), (args, kwargs))
 
         return begin
 
@@ -168,13 +175,12 @@ class _Watch(TorchFunctionMode):
         self._inside -= 1
         if self._inside:
             return
-        key, node = next(reversed(self.nodes.items()))
         outputs = list(_tensors(result))
         trained = any(tensor.requires_grad for tensor in outputs)
-        shape = _shape(outputs[-1], self.batch_size) if outputs else ""
-        self.nodes[key] = replace(node, shape=shape, trained=trained)
+        shape = _shape(outputs[0], self.batch_size) if outputs else ""
+        self.nodes[self._call] = replace(self.nodes[self._call], shape=shape, trained=trained)
         for tensor in outputs:
-            self._keep(tensor, {key: tensor.requires_grad})
+            self._keep(tensor, {self._call: tensor.requires_grad})
 
 
 def _finished(watch: _Watch, method: Method[Any]) -> Flow:
@@ -185,8 +191,10 @@ def _finished(watch: _Watch, method: Method[Any]) -> Flow:
     for name, tensor in _state(method):
         key = f"state:{name}"
         for source in watch.sources(tensor):
-            other = nodes[source].name if source in nodes else source.removeprefix("state:")
-            if child(other) != child(name):
+            # A module's call or another parameter; what follows the images themselves (a palette) follows nobody.
+            whose = nodes.get(source, Node(key=source, kind="state", name=source.removeprefix("state:")))
+            other = whose.name
+            if whose.kind in ("module", "state") and child(other) != child(name):
                 follows.setdefault(child(name), []).append(child(other))
         # Weights of a module that is called are part of it; others stand alone, as prototypes and centres do.
         if child(name) not in called and any(source == key for source, _ in watch.edges):
@@ -240,7 +248,9 @@ def _shape(tensor: Tensor, batch_size: int) -> str:
     """A shape as text, the batch as B; samples that are laid end to end as B times what each gives on average."""
     if not tensor.ndim:
         return "scalar"
-    first, *rest = tensor.shape
-    each = first / batch_size
-    lead = "B" if each == 1 else f"B·{each:.4g}" if each > 1 else str(first)
-    return "×".join([lead, *map(str, rest)])
+    sizes = [str(size) for size in tensor.shape]
+    if batch_size in tensor.shape:
+        sizes[tensor.shape.index(batch_size)] = "B"
+    elif tensor.shape[0] > batch_size:
+        sizes[0] = f"B·{tensor.shape[0] / batch_size:.4g}"
+    return "×".join(sizes)
