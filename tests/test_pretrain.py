@@ -74,7 +74,7 @@ def test_a_resumed_run_ends_where_an_unbroken_one_ends(method: str, data: Path, 
     assert_same_weights(tmp_path / "killed" / "encoder.safetensors", tmp_path / "whole" / "encoder.safetensors")
     last = [checkpoint_path(tmp_path / name / "checkpoints", 6) for name in ("killed", "whole")]
     assert_same_weights(*last)
-    start = build_method(config).exported().vit.state_dict()
+    start = build_method(config).exported().network.state_dict()
     trained = load_file(tmp_path / "whole" / "encoder.safetensors")
     assert any(not torch.equal(start[name], tensor) for name, tensor in trained.items()), "something was learnt"
     steps = read_records(tmp_path / "killed", "step")

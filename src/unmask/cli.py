@@ -18,11 +18,13 @@ from unmask.errors import Failure
 COMMANDS = {
     "pretrain": "turn a folder of images into an encoder",
     "evaluate": "what an encoder is worth: kNN, linear probe",
+    "compare": "encoders or methods side by side on labelled images",
     "report": "write the page about a run",
     "methods": "the table of methods",
     "show": "every knob of a method: type, default, meaning, source",
     "recipes": "ready-made configurations",
     "verify": "replay the authors' golden vectors",
+    "tokenizer": "train an image tokenizer for the BEiT family",
 }
 
 

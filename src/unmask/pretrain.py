@@ -27,6 +27,7 @@ from unmask.evaluation.protocols import encoder_features, labelled_or_none
 from unmask.masking import masked_count
 from unmask.methods import find_method
 from unmask.methods.base import MaskedMethodConfig, Method
+from unmask.models.convolutional import ConvEncoder, refuse_masks
 from unmask.models.pretrained import PretrainedEncoder, encoder_file
 from unmask.progress import RunProgress
 from unmask.run_folder import RunFolder
@@ -82,6 +83,8 @@ def pretrain(config: RunConfig, folder: RunFolder, console: Console) -> Outcome:
         method = build_method(config)
         # A mask that the grid of patches cannot have is refused before anything is written.
         if isinstance(config.settings, MaskedMethodConfig):
+            if isinstance(method.exported(), ConvEncoder):
+                refuse_masks(config.settings.encoder.name)
             masked_count(config.settings.mask, method.exported().grid)
         trainer = Trainer(method, training, steps_per_epoch=len(source) // training.batch_size, device=device)
         folder.claim(config)

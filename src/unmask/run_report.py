@@ -17,6 +17,7 @@ from unmask.data.loader import CropLoader, EvalLoader
 from unmask.data.sources import Source, open_source
 from unmask.evaluation.knn import neighbours
 from unmask.methods.base import Method
+from unmask.models.convolutional import ConvEncoder
 from unmask.models.pretrained import PretrainedEncoder
 from unmask.pretrain import build_method, exported_encoder
 from unmask.report import (
@@ -119,7 +120,7 @@ def _figures(config: RunConfig, folder: RunFolder, method: Method) -> tuple[list
         views = _views(config, method, source)
         return [
             *_method_figures(method, views),
-            _attention_figure(method, trained, start, views),
+            *_attention_figures(method, trained, start, views),
             _neighbour_figure(trained, start, source),
         ], []
     except ValueError as error:
@@ -178,12 +179,18 @@ def _pictures(method: Method, images_BCHW: Tensor) -> Tensor:
     return denormalise(images_BCHW, method.config.mean, method.config.std)
 
 
-def _attention_figure(method: Method, trained: PretrainedEncoder, start: PretrainedEncoder, views: Views) -> Figure:
+def _attention_figures(
+    method: Method, trained: PretrainedEncoder, start: PretrainedEncoder, views: Views
+) -> list[Figure]:
+    """Where the last block looks; nothing for convolutional networks, which have no attention."""
+    if isinstance(trained.encoder, ConvEncoder):
+        return []
+
     def sheet(network: PretrainedEncoder) -> Sheet:
         attention_BAN = network.encoder.attention(views.online[:SHOWN])
         return attention_sheet(_pictures(method, views.online[:SHOWN]), attention_BAN, network.encoder.grid)
 
-    return Figure(title="Attention", sheets={"Random start": sheet(start), "Pre-trained": sheet(trained)})
+    return [Figure(title="Attention", sheets={"Random start": sheet(start), "Pre-trained": sheet(trained)})]
 
 
 def _neighbour_figure(trained: PretrainedEncoder, start: PretrainedEncoder, source: Source) -> Figure:

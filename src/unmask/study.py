@@ -180,7 +180,8 @@ class Study:
     def entries(self, names: list[str]) -> Iterator[Entry]:
         """The two floors and an entry for each name, from the file where they stand there already.
 
-        ValueError where a name is of nothing, or the folder holds another comparison; StudyStopped where a signal stopped a run, all saved.
+        ValueError where a name is of nothing, or the folder holds another comparison; StudyStopped where a signal
+        stopped a run, with everything saved.
         """
         for name in names:
             if name not in METHODS:

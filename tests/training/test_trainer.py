@@ -191,7 +191,8 @@ def test_half_precision_is_near_full_precision(method: str, precision: Precision
     expected, result = full.train_step([batch_of(full)]), half.train_step([batch_of(half)])
     assert result.losses.keys() == expected.losses.keys()
     assert result.loss == pytest.approx(expected.loss, rel=0.03)
-    assert result.loss != expected.loss
+    # iGPT's output table starts at zero, so its first loss is the same in any precision.
+    assert (result.loss, result.gradient_norm) != (expected.loss, expected.gradient_norm)
     assert all(value.dtype in (torch.float32, torch.int64, torch.bool) for value in weights(half).values())
 
 
