@@ -12,14 +12,21 @@ import argparse
 import json
 import platform
 import statistics
+import sys
+import tempfile
 from dataclasses import replace
+from pathlib import Path
 from time import perf_counter
 
 import torch
 
 from unmask.data.batch import Batch
 from unmask.methods import find_method
+from unmask.models.tokenizers.dvae import DVAEConfig
 from unmask.training.trainer import Trainer, TrainingConfig, choose_device
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts"))
+from make_docs import completed, noise_batch
 
 
 def make_trainer(name: str, encoder: str, batch_size: int, device: torch.device) -> tuple[Trainer, Batch]:
@@ -27,13 +34,14 @@ def make_trainer(name: str, encoder: str, batch_size: int, device: torch.device)
     torch.manual_seed(0)
     cls = find_method(name)
     settings = cls.Config()
-    settings = replace(settings, encoder=replace(settings.encoder, name=encoder))
-    method = cls(settings)
+    # Methods with encoders of their own kind (ConvMAE, iGPT) keep them.
+    if settings.encoder.name.startswith(("vit_", "resnet")):
+        settings = replace(settings, encoder=replace(settings.encoder, name=encoder))
+    with tempfile.TemporaryDirectory() as folder:
+        method = cls(completed(settings, DVAEConfig(), Path(folder)))
     training = TrainingConfig(batch_size=batch_size, workers=0)
     trainer = Trainer(method, training, steps_per_epoch=1000, device=device)
-    (crop,) = method.crops
-    images = torch.randint(0, 256, (batch_size, 3, crop.height, crop.width), dtype=torch.uint8)
-    return trainer, Batch.of(images, seed=0).to(device)
+    return trainer, noise_batch(method, batch_size).to(device)
 
 
 def main() -> None:

@@ -2,6 +2,7 @@
 
     python scripts/make_docs.py            docs/methods of this checkout
     python scripts/make_docs.py --out DIR  somewhere else
+    python scripts/make_docs.py --methods mae cmae
 
 Words come from the module's docstring and the documentation of its configuration, pictures from watching one real call
 of `losses`, figures from `measured.json`. The same code always gives the same bytes; a test compares them.
@@ -52,7 +53,7 @@ KNOBS = "Every field of the configuration, as an option of `unmask pretrain`; in
 
 # Blocks of the networks that are watched, where one is not enough (a mean over the last six layers, say); None: as many
 # as they have, for networks that are no transformers.
-DEPTHS: dict[str, int | None] = {"data2vec": 6, "mixmask": None, "tec": 3}
+DEPTHS: dict[str, int | None] = {"data2vec": 6, "m3ae": 4, "mixmask": None, "tec": 3}
 # Tokenizers of methods that predict codes, where they are not what `unmask tokenizer train` makes by default.
 TOKENIZERS: dict[str, TokenizerConfig] = {}
 
@@ -64,17 +65,17 @@ def main() -> None:
     """Write all pages, and remove pages of methods that are no more."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "methods")
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS, metavar="METHOD")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     arguments.out.mkdir(parents=True, exist_ok=True)
-    written = {"index.md": index()}
     with tempfile.TemporaryDirectory() as folder:
-        for name in METHODS:
-            written |= {f"{name}.md": page(name), f"{name}.svg": picture(name, Path(folder))}
-    for file, text in written.items():
-        (arguments.out / file).write_text(text, encoding="utf8")
+        for name in arguments.methods:
+            (arguments.out / f"{name}.md").write_text(page(name), encoding="utf8")
+            (arguments.out / f"{name}.svg").write_text(picture(name, Path(folder)), encoding="utf8")
+    (arguments.out / "index.md").write_text(index(), encoding="utf8")
     for old in arguments.out.iterdir():
-        if old.suffix in (".md", ".svg") and old.name not in written:
+        if old.suffix in (".md", ".svg") and old.stem not in (*METHODS, "index"):
             old.unlink()
 
 
@@ -219,23 +220,23 @@ def shrunken(config: T, depth: int | None) -> T:
     return replace(config, **changes)
 
 
-def noise_batch(method: Method[Any]) -> Batch:
+def noise_batch(method: Method[Any], size: int = BATCH_SIZE) -> Batch:
     """A batch of noise that has all that a method can ask for: crops, where they were cut, labels and captions."""
     generator = torch.Generator().manual_seed(0)
     crops, boxes = [], []
     for crop in method.crops:
-        shape = (BATCH_SIZE, crop.count, method.config.encoder.channels, crop.height, crop.width)
+        shape = (size, crop.count, method.config.encoder.channels, crop.height, crop.width)
         crops.append(torch.randint(256, shape, dtype=torch.uint8, generator=generator))
-        corner_BV2 = torch.randint(40, (BATCH_SIZE, crop.count, 2), generator=generator)
-        extent_BV2 = torch.randint(30, 60, (BATCH_SIZE, crop.count, 2), generator=generator)
+        corner_BV2 = torch.randint(40, (size, crop.count, 2), generator=generator)
+        extent_BV2 = torch.randint(30, 60, (size, crop.count, 2), generator=generator)
         boxes.append(torch.cat([corner_BV2, extent_BV2, torch.full_like(corner_BV2, 100)], dim=2).float())
     return Batch(
         crops=tuple(crops),
         boxes=tuple(boxes),
-        indices=torch.arange(BATCH_SIZE),
+        indices=torch.arange(size),
         seed=0,
-        labels=torch.arange(BATCH_SIZE) % 3,
-        texts=tuple(f"a picture of thing number {index}" for index in range(BATCH_SIZE)),
+        labels=torch.arange(size) % 3,
+        texts=tuple(f"a picture of thing number {index}" for index in range(size)),
     )
 
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import re
 import tempfile
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,16 +33,7 @@ FOLDER = Path(__file__).resolve().parents[1] / "src" / "unmask" / "recipes"
 def operations(config: RunConfig, folder: Path) -> float:
     """Floating-point operations of one training step, by image."""
     method: Any = find_method(config.method)(completed(config.settings, DVAEConfig(), folder))
-    batch = noise_batch(method)
-    pair = replace(
-        batch,
-        crops=tuple(crop[:2] for crop in batch.crops),
-        boxes=tuple(box[:2] for box in batch.boxes),
-        indices=batch.indices[:2],
-        labels=None if batch.labels is None else batch.labels[:2],
-        texts=None if batch.texts is None else batch.texts[:2],
-    )
-    views = method.make_views(pair)
+    views = method.make_views(noise_batch(method, 2))
     with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         torch.stack(list(method.losses(views).values())).sum().backward()
     return counter.get_total_flops() / 2

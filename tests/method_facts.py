@@ -12,8 +12,10 @@ import torch
 from tiny_tokenizers import tiny_tokenizer
 from unmask.methods.base import MethodConfig
 from unmask.models.build import build_vit
+from unmask.models.co_attention import CoAttentionConfig
 from unmask.models.pretrained import encoder_file
 from unmask.models.prototypes import PrototypeHeadConfig
+from unmask.models.text import TextConfig
 from unmask.models.tokenizers.file import tokenizer_file
 from unmask.optimisation import OptimizerConfig
 from unmask.schedule import Schedule
@@ -44,6 +46,8 @@ class Facts:
     """Losses that are held at a level by others rather than lowered (a term for entropy), with the reason beside."""
     decays_all: bool = False
     """Whether biases and norms are decayed like all else."""
+    decays_norms: bool = False
+    """Whether some norms' weights are decayed, though no biases."""
     lr: float = 2e-3
     """Learning rate of those steps."""
     changes: dict[str, Any] = field(default_factory=dict)
@@ -235,5 +239,26 @@ FACTS: dict[str, Facts] = {
         exported="target_encoder",
         may_rise=frozenset({"me_max"}),
         changes={"prototypes": 64, "local_crops": 2},
+    ),
+    # A bias of all keys alike changes no attention. Half of what matching is asked can only be learnt slowly.
+    "m3ae": Facts(
+        cancelled=frozenset(
+            {f"text.network.encoder.layer.{layer}.attention.self.key.bias" for layer in range(2)}
+            | {
+                f"fusion.{stream}_layers.{layer}.{attention}_attention.key.bias"
+                for stream in ("text", "image")
+                for layer in range(3)
+                for attention in ("self", "cross")
+            }
+        ),
+        decays_norms=True,
+        may_rise=frozenset({"itm"}),
+        lr=1e-3,
+        changes={
+            "text": TextConfig(width=24, depth=2, heads=2, length=32, merges="Ġ t\nh i\nn g"),
+            "fusion": CoAttentionConfig(width=32, depth=3, heads=4),
+            "decoded_layer": 1,
+            "dropout": 0.0,
+        },
     ),
 }

@@ -11,12 +11,14 @@ from hypothesis import strategies as st
 
 from unmask.masking import (
     MaskConfig,
+    VaryingMaskConfig,
     blockwise_mask,
     disjoint_masks,
     fill_mask,
     masked_count,
     random_mask,
     sample_mask,
+    varying_mask,
     visible_indices,
 )
 
@@ -340,3 +342,61 @@ def test_counts_that_cannot_be_filled_are_refused():
     for hidden in (0, 4):
         with pytest.raises(ValueError, match=f"^of 4 patches 1 to 3 can be hidden, not {hidden}$"):
             fill_mask(torch.zeros(1, 4, dtype=torch.bool), hidden)
+
+
+def test_varying_masks_hide_nothing_of_about_half_the_images_and_other_shares_of_the_rest():
+    """iBOT's default: 0, or .3 ± .2."""
+    mask_BN = varying_mask(VaryingMaskConfig(), 4000, (14, 14), generator=_generator(), device="cpu")
+    share_B = mask_BN.double().mean(dim=1)
+    assert (share_B == 0).double().mean() == pytest.approx(0.5, abs=0.03)
+    hidden_B = share_B[share_B > 0]
+    assert hidden_B.max() <= 0.5
+    assert hidden_B.mean() == pytest.approx(0.3, abs=0.015)
+    assert hidden_B.std() == pytest.approx(0.4 / math.sqrt(12), abs=0.01)
+
+
+def test_varying_masks_are_the_authors_on_a_small_grid():
+    """Their loader's 32 masks of ratio .3 on 6x6 patches in a golden case: 8 to 10 of 10.8 patches, 9.9 on average."""
+    config = VaryingMaskConfig(ratios=(0.3,), spreads=(0.0,))
+    count_B = varying_mask(config, 2000, (6, 6), generator=_generator(), device="cpu").sum(dim=1).double()
+    assert count_B.max() == 10
+    assert 9.7 < count_B.mean() < 10
+
+
+@given(
+    rows=st.integers(1, 8),
+    columns=st.integers(1, 8),
+    kind=st.sampled_from(["random", "blockwise"]),
+    ratio=st.floats(0, 0.6),
+    spread=st.floats(0, 0.39),
+    seed=st.integers(0, 2**31),
+)
+@settings(max_examples=80, deadline=None)
+def test_varying_masks_stay_within_their_shares_on_any_grid(rows, columns, kind, ratio, spread, seed):
+    spread = min(spread, ratio)
+    config = VaryingMaskConfig(kind=kind, ratios=(ratio,), spreads=(spread,))
+    mask_BN = varying_mask(config, 6, (rows, columns), generator=_generator(seed), device="cpu")
+    assert mask_BN.shape == (6, rows * columns)
+    assert mask_BN.dtype == torch.bool
+    count_B = mask_BN.sum(dim=1)
+    patches = rows * columns
+    assert count_B.max() <= patches * (ratio + spread) + 1e-3
+    if kind == "random":
+        assert count_B.min() >= math.floor(patches * (ratio - spread) - 1e-3)
+    again = varying_mask(config, 6, (rows, columns), generator=_generator(seed), device="cpu")
+    assert torch.equal(mask_BN, again)
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"ratios": (0.3,)}, "mask ratios and spreads must be as many, got 1 and 2"),
+        ({"ratios": (), "spreads": ()}, "mask ratios and spreads must be as many, got 0 and 0"),
+        ({"ratios": (0.0, 0.1)}, r"mask ratio ± spread must lie in \[0, 1\), got 0.1 ± 0.2"),
+        ({"ratios": (0.0, 0.9)}, r"mask ratio ± spread must lie in \[0, 1\), got 0.9 ± 0.2"),
+        ({"min_aspect": 0.0}, "min_aspect must lie above 0 and be at most 1, got 0.0"),
+    ],
+)
+def test_a_wrong_varying_config_is_refused_in_one_sentence(changes, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        VaryingMaskConfig(**changes)

@@ -216,6 +216,7 @@ class _Run:
             channels=self.config.settings.encoder.channels,
             pin_memory=self.trainer.device.type == "cuda",
             max_bad_share=training.max_bad_share,
+            captions=self.trainer.method.reads_captions,
         )
 
     def _probe_views(self) -> Views:
@@ -230,6 +231,7 @@ class _Run:
             workers=0,
             channels=self.config.settings.encoder.channels,
             max_bad_share=1.0,
+            captions=self.trainer.method.reads_captions,
         )
         batch: Batch = next(iter(loader)).to(self.trainer.device)
         views = self.trainer.method.make_views(batch)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -176,5 +177,10 @@ def first_difference(old: RunConfig, new: RunConfig) -> str | None:
         if key.removeprefix("training.") in EXECUTION:
             continue
         if before.get(key) != after.get(key):
-            return f"its {key} is {before.get(key)}, not {after.get(key)}"
+            return f"its {key} is {_short(before.get(key))}, not {_short(after.get(key))}"
     return None
+
+
+def _short(value: Any) -> str:
+    """A value in one line of a sentence."""
+    return textwrap.shorten(str(value), width=80, placeholder=" ...")

@@ -138,6 +138,7 @@ def _views(config: RunConfig, method: Method, source: Source) -> Views:
         workers=0,
         channels=config.settings.encoder.channels,
         max_bad_share=1.0,
+        captions=method.reads_captions,
     )
     return method.make_views(next(iter(loader)))
 

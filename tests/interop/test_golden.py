@@ -78,7 +78,9 @@ def _disagrees(verdict: Verdict) -> Verdict:
 @pytest.mark.parametrize("path", CASES, ids=lambda path: path.stem)
 def test_one_altered_initial_weight_is_noticed(path: Path, read_case: Read, write_case: Write) -> None:
     case, tensors = read_case(path.stem)
-    name = next(name for name in tensors if name.endswith((".0.attn.proj.weight", CONVOLUTION)))
+    name = next(
+        name for name in tensors if name.endswith((".0.attn.proj.weight", ".0.attn.out_proj.weight", CONVOLUTION))
+    )
     tensors[name][0, 0] += 1e-3
     # Layer scale of 1e-5 hides most of a block from the loss, as does what bypasses ConvMAE's ViT blocks.
     slack = 10 if path.stem in ("conmim_block", "convmae") else SLACK
@@ -94,7 +96,8 @@ def test_one_altered_number_is_noticed_in_its_own_column(path: Path, read_case: 
     weight = next(
         name
         for name in reversed(case[norms])
-        if name.endswith(("attn.proj.weight", CONVOLUTION)) and our_name(table, name) is not None
+        if name.endswith(("attn.proj.weight", "attn.out_proj.weight", CONVOLUTION))
+        and our_name(table, name) is not None
     )
     # BYOL's "paper form" is its "losses" plus 4, SupMAE's "raw" its "weighted" by the weight: one number, recorded
     # twice. MSN's entropy has weight 0.

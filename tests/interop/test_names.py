@@ -20,6 +20,11 @@ CASES = sorted(path.stem for path in (Path(__file__).parents[1] / "golden").glob
 UNUSED = {
     "conmim": ("lm_head.",),
     "sim": ("mm_mask_token",),
+    # CLIP's tower of text, and RoBERTa's pooler.
+    "m3ae_medical": (
+        *(f"vision_encoder.{part}" for part in ("token_embedding", "positional_embedding", "ln_final")),
+        "language_encoder.pooler",
+    ),
     # The target's heads and decoders, and BootMAE's final norm of the target.
     "data2vec": ("ema.lm_head.",),
     "bootmae": tuple(f"ema.{part}" for part in ("de_pos_embed", "decode_", "down", "lm_head", "mask_token", "norm.")),
@@ -120,6 +125,9 @@ def _left_undecayed(json: Json, theirs: str, value: Tensor) -> bool:
         return any(part in theirs for part in json["no_decay_name_parts"])
     if json["method"] in DECAY_ALL:
         return False
+    if json.get("no_decay", "")[:16] == "names containing":
+        parts = json["no_decay"].removeprefix("names containing ").split(" (")[0].split(", ")
+        return any(part in theirs for part in parts)
     if isinstance(json.get("no_decay"), list):
         return theirs.removeprefix("student.") in json["no_decay"]
     return (

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from unmask.colour import ColourConfig
 from unmask.data.batch import Batch
 from unmask.methods.dino import DINO, DINOConfig
 from unmask.methods.multi_crop import MultiCropConfig, local_size
@@ -38,7 +39,7 @@ def test_defaults_are_the_recipes() -> None:
     assert [config.momentum.at(progress) for progress in (0, 1)] == [pytest.approx(0.996), 1.0]
     assert config.encoder.position_resize == "offset"
     optimizer = config.optimizer
-    assert (optimizer.weight_decay_at(0), optimizer.weight_decay_at(1)) == (pytest.approx(0.04), pytest.approx(0.4))
+    assert [optimizer.weight_decay_at(progress) for progress in (0, 1)] == pytest.approx([0.04, 0.4])
     assert (optimizer.clip, optimizer.clip_each, optimizer.betas) == (3.0, True, (0.9, 0.999))
 
 
@@ -69,8 +70,6 @@ def test_crops_are_two_large_and_the_small_ones(tiny: Tiny) -> None:
 
 def test_views_are_crops_in_their_order(tiny: Tiny, batch_for: BatchFor) -> None:
     """With colour off, every view is its own crop, mirrored or not."""
-    from unmask.colour import ColourConfig
-
     off = ColourConfig()
     method = tiny(DINO, changes={"online_colour": off, "target_colour": off, "local_colour": off, "local_crops": 3})
     batch = batch_for(method, 2)
@@ -89,6 +88,7 @@ def test_views_are_crops_in_their_order(tiny: Tiny, batch_for: BatchFor) -> None
         assert all(is_crop(views.local[crop, sample], batch.crops[1][sample, crop]) for crop in range(3))
 
 
+@torch.no_grad()
 def _loss_by_hand(method: DINO, batch: Batch) -> float:
     """Equation 3, pair by pair and crop by crop."""
     views = method.make_views(batch)
@@ -143,14 +143,15 @@ def test_prototypes_are_left_alone_at_first(tiny: Tiny, batch_for: BatchFor) -> 
     optimizer = build_optimizer(method, method.rule, method.config.optimizer)
     for group in optimizer.param_groups:
         group["lr"] = 1e-2
+    names = ("head.last.weight_v", "head.mlp.layers.0.weight")
     for progress, moves in ((0.0, False), (0.24, False), (0.25, True)):
-        before = [method.head.last.weight_v.clone(), method.head.mlp.layers[0].weight.clone()]
+        before = [method.get_parameter(name).clone() for name in names]
         optimizer.zero_grad()
         method(batch_for(method), progress)["assignment"].backward()
         finish_gradients(optimizer, method.config.optimizer, progress)
         optimizer.step()
-        assert torch.equal(method.head.last.weight_v, before[0]) is not moves
-        assert not torch.equal(method.head.mlp.layers[0].weight, before[1])
+        assert torch.equal(method.get_parameter(names[0]), before[0]) is not moves
+        assert not torch.equal(method.get_parameter(names[1]), before[1])
 
 
 def test_positions_learn_from_small_crops_too(tiny: Tiny, batch_for: BatchFor) -> None:
@@ -158,7 +159,9 @@ def test_positions_learn_from_small_crops_too(tiny: Tiny, batch_for: BatchFor) -
     views = method.make_views(batch_for(method))
     assert views.local is not None
     method.encoder(views.local.flatten(0, 1)).square().sum().backward()
-    assert method.encoder.vit.pos_embed.grad.abs().sum(dim=-1).gt(0).all()
+    gradient = method.get_parameter("encoder.vit.pos_embed").grad
+    assert gradient is not None
+    assert gradient.abs().sum(dim=-1).gt(0).all()
 
 
 def test_the_target_has_no_stochastic_depth(tiny: Tiny, batch_for: BatchFor) -> None:

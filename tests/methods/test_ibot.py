@@ -47,6 +47,7 @@ def test_both_large_crops_have_masks_of_their_own(tiny: Tiny, batch_for: BatchFo
     assert counts.max() <= 32
 
 
+@torch.no_grad()
 def _losses_by_hand(method: IBOT, views: IBOTViews) -> tuple[float, float]:
     """Crop by crop and patch by patch, with the head on every token, as the authors do."""
     assert views.target is not None

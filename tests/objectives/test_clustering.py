@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.multiprocessing.spawn import spawn
 
 from unmask.objectives.clustering import (
     assignment_entropy,
@@ -207,7 +207,7 @@ def _one_of_two(rank: int, folder: str) -> None:
 
 def test_two_ranks_are_one_with_both_batches(tmp_path: Path) -> None:
     """The gradient too, once it is averaged over ranks as DDP does."""
-    mp.spawn(_one_of_two, args=(str(tmp_path),), nprocs=2)
+    spawn(_one_of_two, args=(str(tmp_path),), nprocs=2)
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
     whole = _everything(_normal(6, 5, seed=0), _normal(6, 5, seed=1))
     for name in ("centre", "idle"):

@@ -42,11 +42,12 @@ def trainer_of(
 
 
 def batch_of(trainer: Trainer, count: int = 8, *, seed: int = 3, first: int = 0) -> Batch:
-    """Random images of the size that the method takes."""
+    """Random images of the size that the method takes, of two classes."""
     (crop,) = trainer.method.crops
     generator = torch.Generator().manual_seed(first)
     images = torch.randint(0, 256, (count, 3, crop.height, crop.width), dtype=torch.uint8, generator=generator)
-    return replace(Batch.of(images, seed=seed), indices=torch.arange(first, first + count))
+    indices = torch.arange(first, first + count)
+    return replace(Batch.of(images, seed=seed), indices=indices, labels=indices % 2)
 
 
 def weights(trainer: Trainer) -> dict[str, Tensor]:

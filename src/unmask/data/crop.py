@@ -30,6 +30,7 @@ class Stream(IntEnum):
     CROP = 0
     REPLACEMENT = 1
     ORDER = 2
+    CAPTION = 3
 
 
 def sample_generator(seed: int, epoch: int, index: int, stream: Stream) -> np.random.Generator:

@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, Sampler
 from unmask.data.batch import Batch, CropConfig
 from unmask.data.crop import Stream, sample_generator
 from unmask.data.dataset import BadFile, CenterCropDataset, CropDataset, Sample
-from unmask.data.sources import Source
+from unmask.data.sources import Source, captions_of
 from unmask.errors import Failure
 
 _MIN_FILES_TO_JUDGE = 20
@@ -43,7 +43,8 @@ class CropLoader:
     A global batch is `batch_size` * `world_size` images, of which rank r gets the r-th slice; an epoch's last
     images that fill no batch are left out. `bad_files` (name to reason) grows while iterating; iterating
     raises TooManyBadFiles when more than the share `max_bad_share` of the distinct files seen are bad (asked
-    once 20 files, or all, were seen), and RuntimeError when a worker process dies.
+    once 20 files, or all, were seen), and RuntimeError when a worker process dies. `captions`: whether batches hold
+    texts, where the source has captions (ValueError where it has some for a part of its images).
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class CropLoader:
         world_size: int = 1,
         pin_memory: bool = False,
         max_bad_share: float = 0.1,
+        captions: bool = False,
     ) -> None:
         assert 0 <= rank < world_size
         assert start_step >= 0
@@ -81,6 +83,7 @@ class CropLoader:
         self._world_size = world_size
         self._pin_memory = pin_memory
         self._max_bad_share = max_bad_share
+        self._captions = captions_of(source) if captions else None
         self._seen = np.zeros(len(source), dtype=np.bool_)
         self._bad = np.zeros(len(source), dtype=np.bool_)
 
@@ -114,12 +117,24 @@ class CropLoader:
                 loaded.batch,
                 seed=step_seed(self._dataset.seed, step, self._rank),
                 labels=self._labels(loaded.batch.indices),
+                texts=self._texts(loaded.batch.indices, step // self.steps_per_epoch),
             )
 
     def _labels(self, indices_B: Int64[Tensor, " B"]) -> Int64[Tensor, " B"] | None:
         """Labels of these images, where the source has any. Looked up here: workers need not carry them."""
         labels = self._dataset.source.labels
         return None if labels is None else torch.from_numpy(labels[indices_B.numpy()])
+
+    def _texts(self, indices_B: Int64[Tensor, " B"], epoch: int) -> tuple[str, ...] | None:
+        """One caption of each of these images, in every epoch another choice; None where none are asked for."""
+        if self._captions is None:
+            return None
+        chosen = []
+        for index in indices_B.tolist():
+            several = self._captions[index]
+            place = sample_generator(self._dataset.seed, epoch, index, Stream.CAPTION).integers(len(several))
+            chosen.append(several[int(place)])
+        return tuple(chosen)
 
     def _judge(self, loaded: _Loaded) -> None:
         """Count the files of a batch; raise when too many seen are bad, or a sample found no readable one."""

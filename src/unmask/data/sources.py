@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from unmask.data.captions import Captions, caption_file, read_captions
 from unmask.data.idx import IDX_SUFFIXES, idx_file, read_idx
 from unmask.data.index import EXTENSIONS, index_folder, is_image_name
 from unmask.data.layout import Layout, Split, arrange, hashed_test_mask
@@ -50,6 +51,11 @@ class Source(ABC):
     def read(self, index: int) -> bytes | NDArray[np.uint8]:
         """The bytes of an image file, or decoded uint8 pixels [H, W, C]. Raises OSError."""
 
+    def captions(self) -> Captions | None:
+        """Texts about each image, maybe none for some; None where the source has no captions at all. ValueError where
+        they cannot be read."""
+        return None
+
     def subset(self, indices: ArrayLike) -> Source:
         """The images at these positions, in this order, with their labels."""
         chosen = np.asarray(indices, dtype=np.int64)
@@ -83,6 +89,10 @@ class Selection(Source):
     def read(self, index: int) -> bytes | NDArray[np.uint8]:
         return self._base.read(int(self._indices[index]))
 
+    def captions(self) -> Captions | None:
+        captions = self._base.captions()
+        return None if captions is None else tuple(captions[index] for index in self._indices.tolist())
+
 
 class FileSource(Source):
     """Image files named relative to a folder."""
@@ -103,6 +113,11 @@ class FileSource(Source):
     def read(self, index: int) -> bytes:
         with open(os.path.join(self._root, self._paths[index]), "rb") as file:
             return file.read()
+
+    def captions(self) -> Captions | None:
+        folder = Path(os.fsdecode(self._root))
+        file = caption_file(folder)
+        return None if file is None else read_captions(file, self._paths)
 
 
 class TarSource(Source):
@@ -169,7 +184,8 @@ class ArraySource(Source):
 def open_source(spec: str | Path, *, split: Split = "all") -> Source:
     """The images a user means by `spec`.
 
-    - a folder: all images below it. With `train/` beside `val/`, `test/`, `valid/` or `validation/`, "train"
+    - a folder: all images below it, with captions where it holds a `captions.csv` or `captions.jsonl`. With
+      `train/` beside `val/`, `test/`, `valid/` or `validation/`, "train"
       and "all" are the images in `train/` (pre-training must not see test images); otherwise "all" is
       everything and a hash of each image's relative path sends about a fifth to "test". Classes are the
       first-level folders;
@@ -215,6 +231,23 @@ def labelled(spec: str | Path) -> tuple[Source, Source]:
     if len(train.classes) < 2:
         raise ValueError(f"{spec} has only one class, {train.classes[0]}: there is nothing to tell apart")
     return train, test
+
+
+def captions_of(source: Source) -> Captions | None:
+    """The captions of all images of a source, at least one each; None where it has none.
+
+    ValueError where only some images have one.
+    """
+    captions = source.captions()
+    if captions is None:
+        return None
+    without = [index for index, several in enumerate(captions) if not several]
+    if without:
+        raise ValueError(
+            f"{len(without)} of the {len(captions)} images of {source.name} have no caption, for example "
+            f"{source.path(without[0])}"
+        )
+    return captions
 
 
 def _select(base: Source, layout: Layout, spec: str, split: Split) -> Source:

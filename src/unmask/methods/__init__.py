@@ -22,6 +22,7 @@ from unmask.methods.dmae import DMAE
 from unmask.methods.extrema import ExtreMA
 from unmask.methods.ibot import IBOT
 from unmask.methods.igpt import IGPT
+from unmask.methods.m3ae import M3AE
 from unmask.methods.mae import MAE
 from unmask.methods.maskfeat import MaskFeat
 from unmask.methods.mc_beit import McBEiT
@@ -70,6 +71,7 @@ METHODS: dict[str, type[Method]] = {
     "dino": DINO,
     "ibot": IBOT,
     "msn": MSN,
+    "m3ae": M3AE,
 }
 
 

@@ -106,6 +106,8 @@ class Method(nn.Module, ABC, Generic[V]):
     target_moves: ClassVar[Literal["after step", "before step"]] = "after step"
     """When `update_target` is called: after the optimizer's step, or at the start of each step with the weights that
     the step before has left (MoCo v3, BYOL, SIM: their schedules are read, and their last update is missing, so)."""
+    reads_captions: ClassVar[bool] = False
+    """Whether batches must hold `texts`."""
     Config: ClassVar[type[MethodConfig]]
     config: MethodConfig
 

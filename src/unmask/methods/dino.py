@@ -45,7 +45,7 @@ from unmask.models.build import build_encoder
 from unmask.models.encoder import Encoder
 from unmask.models.encoder_config import EncoderConfig
 from unmask.models.prototypes import PrototypeHead, PrototypeHeadConfig
-from unmask.models.target import ema_update_, frozen_copy, without_drop_path
+from unmask.models.target import ema_update_, frozen_copy, stop_dropping_
 from unmask.objectives.clustering import centred_softmax, cross_view_entropy, next_centre
 from unmask.optimisation import OptimizerConfig, ParameterRule
 from unmask.schedule import Schedule
@@ -134,7 +134,7 @@ class DINO(Method[MultiCropViews]):
         self.encoder = build_encoder(config.encoder, mask_token=False)
         check_local_crops(self.encoder, config)
         self.head = PrototypeHead(self.encoder.width, config.head)
-        self.target_encoder = without_drop_path(frozen_copy(self.encoder))
+        self.target_encoder = stop_dropping_(frozen_copy(self.encoder))
         self.target_head = frozen_copy(self.head)
         self.register_buffer("centre", torch.zeros(config.head.out))
 

@@ -9,9 +9,9 @@ Formula:
     loss    = mean over all N patches of mean((decoder(encoder(visible patches of x')) - y)^2), y clean pixels
               normalised by patch
 
-Where the authors' code differs from the paper, or goes beyond it: patch variance is unbiased and 1e-6 is added to it; noisy values are not
-clamped to [0, 1]; mask token and class token, having three dimensions, are decayed; images are resized to 224 pixels
-once more after the noise, which changes nothing at 224 and is left out here.
+Where the authors' code differs from the paper, or goes beyond it: patch variance is unbiased and 1e-6 is added to it;
+noisy values are not clamped to [0, 1]; mask token and class token, having three dimensions, are decayed; images are
+resized to 224 pixels once more after the noise, which changes nothing at 224 and is left out here.
 """
 
 from __future__ import annotations

@@ -47,7 +47,7 @@ from unmask.methods.siamese import second_view
 from unmask.models.build import build_encoder
 from unmask.models.encoder import Encoder
 from unmask.models.prototypes import PrototypeHead, PrototypeHeadConfig, Prototypes
-from unmask.models.target import ema_update_, frozen_copy, without_drop_path
+from unmask.models.target import ema_update_, frozen_copy, stop_dropping_
 from unmask.objectives.clustering import centred_softmax, cross_view_entropy, hidden_patch_entropy, next_centre
 from unmask.optimisation import ParameterRule
 from unmask.schedule import Schedule
@@ -140,7 +140,7 @@ class IBOT(Method[IBOTViews]):
         self.patch_last: Prototypes | None = None
         if config.patch_out is not None:
             self.patch_last = Prototypes(head.bottleneck, config.patch_out, fixed_length=head.fixed_length)
-        self.target_encoder = without_drop_path(frozen_copy(self.encoder))
+        self.target_encoder = stop_dropping_(frozen_copy(self.encoder))
         self.target_head = frozen_copy(self.head)
         self.target_patch_last: Prototypes | None = None
         if self.patch_last is not None and not config.share_target:

@@ -107,7 +107,7 @@ class SupMAE(Method[LabelledViews]):
     Config: ClassVar[type[MethodConfig]] = SupMAEConfig
     info: ClassVar[MethodInfo] = MethodInfo(
         title="SupMAE",
-        idea="See a quarter of the patches, paint the rest and name the image's class.",
+        idea="See a quarter of the patches, paint the rest and name the class of the image.",
         paper="arXiv 2205.14540",
         year=2022,
         family="masked + supervised",

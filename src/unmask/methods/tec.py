@@ -228,7 +228,8 @@ class TEC(Method[Views]):
         return query @ key.transpose(2, 3) * self.teacher.width**-0.5
 
     def _relation_loss(self, predicted_BhQN: Tensor, lesson: Lesson) -> Tensor:
-        target_BhQN = (lesson.relations_BhQN.float() / self.config.relation_temperature).softmax(dim=-1)
+        full = torch.promote_types(lesson.relations_BhQN.dtype, torch.float32)
+        target_BhQN = (lesson.relations_BhQN.to(full) / self.config.relation_temperature).softmax(dim=-1)
         return F.cross_entropy(predicted_BhQN.flatten(0, 2), target_BhQN.flatten(0, 2))
 
     def update_target(self, progress: float) -> None:

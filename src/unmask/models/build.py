@@ -15,8 +15,8 @@ from unmask.models.vit import VitEncoder
 def build_encoder(config: EncoderConfig, *, mask_token: bool) -> Encoder:
     """The encoder that `config` describes, at its random start; `mask_token`: whether patches can be replaced.
 
-    By its name: ConvMAE's hybrid (convmae_*), iGPT's transformer over colours (igpt_*), a timm network that gives maps of features, or a timm ViT. ValueError for
-    a name that is unknown and for sizes that do not fit.
+    By its name: ConvMAE's hybrid (convmae_*), iGPT's transformer over colours (igpt_*), a timm network that gives maps
+    of features, or a timm ViT. ValueError for a name that is unknown and for sizes that do not fit.
     """
     if config.name.startswith(PREFIX):
         return HybridEncoder(config, mask_token=mask_token)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from jaxtyping import Bool, Float
@@ -61,6 +61,7 @@ class TransformerDecoder(nn.Module):
         self.mask_token = nn.Parameter(torch.empty(1, 1, config.width))
         self.position: Tensor
         self.register_buffer("position", sincos_positions(grid, config.width, prefix=prefix))
+        norm: Any = partial(LayerNorm, eps=config.norm_eps)
         self.blocks = nn.Sequential(
             *[
                 Block(
@@ -69,12 +70,12 @@ class TransformerDecoder(nn.Module):
                     mlp_ratio=config.mlp_ratio,
                     qkv_bias=True,
                     act_layer=get_act_layer(config.activation),
-                    norm_layer=partial(LayerNorm, eps=config.norm_eps),
+                    norm_layer=norm,
                 )
                 for _ in range(config.depth)
             ]
         )
-        self.norm = LayerNorm(config.width, eps=config.norm_eps)
+        self.norm = norm(config.width)
         self.head = nn.Linear(config.width, out_width)
         xavier_linears_(self)
         nn.init.normal_(self.mask_token, std=0.02)

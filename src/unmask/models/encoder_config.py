@@ -37,7 +37,7 @@ class EncoderConfig:
         str,
         Doc(
             "Name of a timm ViT (vit_*, deit3_*, beit*, eva02_*), of a timm network that gives feature maps (resnet*, "
-            "convnext*), of ConvMAE's hybrid (convmae_base_patch16), or of iGPT's transformer over colours (igpt_small)."
+            "convnext*), of ConvMAE's hybrid (convmae_base_patch16), or of iGPT's over colours (igpt_small)."
         ),
     ] = "vit_small_patch16_224"
     image_height: Annotated[int, Doc("Height of the images, in pixels; a multiple of the patch size.")] = 224

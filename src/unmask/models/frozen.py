@@ -16,7 +16,7 @@ from unmask.models.attention import RecordAttention
 from unmask.models.build import build_vit
 from unmask.models.pretrained import open_encoder
 from unmask.models.vit import VitEncoder
-from unmask.views import normalise_
+from unmask.views import normalise
 
 
 class FrozenTeacher(nn.Module):
@@ -57,9 +57,7 @@ class FrozenTeacher(nn.Module):
         size = self.encoder.image_size
         if images_BCHW.shape[2:] != size:
             images_BCHW = F.interpolate(images_BCHW, size=size, mode="bicubic", antialias=True)
-        else:
-            images_BCHW = images_BCHW.clone()
-        return normalise_(images_BCHW, self.mean, self.std)
+        return normalise(images_BCHW, self.mean, self.std)
 
     @torch.no_grad()
     def look(

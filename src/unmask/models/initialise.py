@@ -33,7 +33,7 @@ def small_linears_(module: nn.Module) -> None:
 
 
 def normal_weights_(module: nn.Module) -> None:
-    """BERT's start: normal weights of deviation .02 and zero biases for linear layers and tables; norms at one and zero."""
+    """BERT's start: normal weights of deviation .02 for linear layers and tables, zero biases; norms 1 and 0."""
     for layer in module.modules():
         if isinstance(layer, nn.Linear | nn.Embedding):
             nn.init.normal_(layer.weight, std=0.02)

@@ -18,7 +18,7 @@ def frozen_copy(module: M) -> M:
 
 
 def stop_dropping_(module: M) -> M:
-    """Switch stochastic depth off for good, for targets whose authors put them in eval mode (data2vec, BootMAE)."""
+    """Switch stochastic depth off for good: for targets that are put in eval mode (data2vec) or have none (DINO)."""
     for part in module.modules():
         if isinstance(part, DropPath):
             part.drop_prob = 0.0
@@ -43,11 +43,3 @@ def ema_update_(target: nn.Module, online: nn.Module, momentum: float) -> None:
             online_parameters.append(sources[name].detach())
     if target_parameters:
         torch._foreach_lerp_(target_parameters, online_parameters, 1.0 - momentum)
-
-
-def without_drop_path(module: M) -> M:
-    """The same module with its stochastic depth switched off (targets of DINO and iBOT have none)."""
-    for part in module.modules():
-        if isinstance(part, DropPath):
-            part.drop_prob = 0.0
-    return module

@@ -54,7 +54,9 @@ class TextConfig:
             raise ValueError(f"text length must be at least 3 (a token between two ends), got {self.length}")
         least = len(SPECIAL) + BYTES
         if self.vocabulary < least:
-            raise ValueError(f"text vocabulary must be at least {least}, the bytes and the marks, got {self.vocabulary}")
+            raise ValueError(
+                f"text vocabulary must be at least {least}, the bytes and the marks, got {self.vocabulary}"
+            )
 
     def __str__(self) -> str:
         """In words, for people."""
@@ -104,6 +106,10 @@ class TextTokens:
         """The token that stands for a hidden one."""
         return int(self._tokenizer.mask_token_id)
 
+    def save(self, folder: Path) -> None:
+        """Write the tokenizer as transformers would, beside what `save_pretrained` of the network writes."""
+        self._tokenizer.save_pretrained(folder)
+
     def __call__(
         self, captions: tuple[str, ...]
     ) -> tuple[Int64[Tensor, "B T"], Bool[Tensor, "B T"], Bool[Tensor, "B T"]]:
@@ -121,7 +127,7 @@ class TextTokens:
 
 
 def byte_pairs(merges: str) -> Any:
-    """A byte-level BPE of the library tokenizers: marks, bytes, then one token for each of these pairs, in this order."""
+    """A byte-level BPE of the library tokenizers: marks, bytes, then a token for each of these pairs, in this order."""
     tokenizers = library("tokenizers")
     alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
     pairs = [(first, second) for first, second in (line.split(" ") for line in merges.splitlines())]
@@ -166,9 +172,17 @@ class TextEncoder(nn.Module):
         transformers = library("transformers")
         rates = {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
         if config.folder is not None:
-            self.network = _from_folder(
-                transformers.RobertaModel, config.folder, "RoBERTa", add_pooling_layer=False, **rates
+            self.network, told = _from_folder(
+                transformers.RobertaModel,
+                config.folder,
+                "RoBERTa",
+                add_pooling_layer=False,
+                output_loading_info=True,
+                **rates,
             )
+            # transformers goes on with random weights in their place.
+            if told["missing_keys"] or told["mismatched_keys"]:
+                raise ValueError(f"no RoBERTa can be read from {config.folder}: its weights do not fit its config.json")
             places = self.network.config.max_position_embeddings - 2
             if config.length > places:
                 raise ValueError(f"the RoBERTa in {config.folder} takes {places} tokens, fewer than {config.length}")
@@ -208,5 +222,7 @@ def _from_folder(kind: Any, folder: str, what: str, **options: Any) -> Any:
         raise ValueError(f"{folder} is not a folder, so no {what} can be read from it")
     try:
         return kind.from_pretrained(folder, local_files_only=True, **options)
+    except RuntimeError as error:
+        raise ValueError(f"no {what} can be read from {folder}: its weights do not fit its config.json") from error
     except (OSError, ValueError, KeyError, ImportError) as error:
-        raise ValueError(f"no {what} can be read from {folder}: {str(error).splitlines()[0]}") from error
+        raise ValueError(f"no {what} can be read from {folder}: {str(error).strip().splitlines()[0]}") from error

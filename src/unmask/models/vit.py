@@ -155,8 +155,8 @@ class VitEncoder(Encoder):
         return tuple(found[index] for index in blocks)
 
     def further(self, blocks: Iterable[nn.Module], tokens_BLD: Float[Tensor, "B L D"]) -> Float[Tensor, "B L D"]:
-        """Tokens of whole images (prefix tokens and all patches) after more blocks of the encoder's own kind, which share
-        its table of relative positions or its rotation (BEiT v2)."""
+        """Tokens of whole images (prefix tokens and all patches) after more blocks of the encoder's own kind, which
+        share its table of relative positions or its rotation (BEiT v2)."""
         context = self._context(self.grid, None)
         for block in blocks:
             tokens_BLD = block(tokens_BLD, **context)

@@ -117,7 +117,7 @@ def cae_vit_large_1600ep() -> RunConfig:
     unmask pretrain IMAGENET/train --recipe cae_vit_large_1600ep --device cuda
 
     Expected: 86.2 % ImageNet-1k top-1 after fine-tuning at 224 px [README].
-    Cost: not counted yet.
+    Cost: about 500 GPU-hours (314 GFLOP an image, counted; not measured, see scripts/recipe_costs.py).
 
     Needs a tokenizer: `unmask tokenizer train`, or the authors' released one; add `--method.tokenizer FILE`.
     """

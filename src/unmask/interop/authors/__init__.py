@@ -16,6 +16,7 @@ from unmask.interop.authors import (
     dmae,
     extrema,
     ibot,
+    m3ae,
     mae,
     maskfeat,
     mixmask,
@@ -57,4 +58,5 @@ AUTHORS: dict[str, Authors] = {
     "dino": dino.AUTHORS,
     "ibot": ibot.AUTHORS,
     "msn": msn.AUTHORS,
+    "m3ae_medical": m3ae.AUTHORS,
 }

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from unmask.interop.authors import mae
 from unmask.interop.authors.case import (
     Authors,
     Json,
@@ -14,12 +13,13 @@ from unmask.interop.authors.case import (
     mean_and_std,
     optimizer_config,
 )
+from unmask.interop.authors.mae import NAMES as MAE_NAMES
 from unmask.masking import MaskConfig
 from unmask.methods.base import Method, check_mask
 from unmask.methods.supmae import LabelledViews, SupMAE, SupMAEConfig
 from unmask.models.decoder import DecoderConfig
 
-NAMES = (("cls_head.*", "classifier.layers.*"), *mae.NAMES)
+NAMES = (("cls_head.*", "classifier.layers.*"), *MAE_NAMES)
 
 
 def build(case: Json) -> SupMAE:
