@@ -138,7 +138,11 @@ def test_an_unknown_key_is_refused_with_the_nearest_known_one(tmp_path: Path) ->
         (("training", "batch_size"), ..., "training.batch_size is missing"),
         (("training", "batch_size"), 0, "training: batch_size must be a number above 0, got 0"),
         (("settings", "mask", "ratio"), 1.5, "settings.mask: mask ratio must lie strictly between 0 and 1, got 1.5"),
-        (("settings", "optimizer", "decay"), "x", "settings.optimizer.decay: expected one of cosine, step, got 'x'"),
+        (
+            ("settings", "optimizer", "decay"),
+            "x",
+            "settings.optimizer.decay: expected one of cosine, step, linear, got 'x'",
+        ),
         (("settings", "optimizer", "betas"), 0.9, "settings.optimizer.betas: expected a list"),
         (("settings", "optimizer", "betas"), [0.9, "x"], "settings.optimizer.betas: expected a number, got 'x'"),
         (("settings", "mean"), [0.5], "settings: mean has 1 values for images of 3 channels"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 from dataclasses import replace
+from html import escape
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -81,7 +82,7 @@ def test_the_page_shows_what_the_method_predicts(method: str, data: Path, tmp_pa
     assert {"Attention", "Nearest neighbours"} <= outline.headings.keys()
     assert all(outline.headings[title] > 5 for title in (*own, "Attention", "Nearest neighbours"))
     assert {"Learning rate", "Gradient norm", "Effective rank", "Configuration", "Health"} <= outline.headings.keys()
-    assert METHODS[method].info.idea in page
+    assert escape(METHODS[method].info.idea) in page
     assert "Not evaluated yet: `unmask evaluate knn RUN DATA` on labelled images says" in page
     assert "There are no pictures" not in page
 

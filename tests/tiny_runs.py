@@ -43,8 +43,12 @@ PATIENCE = 120.0  # seconds for a process to get somewhere; only a hanging one n
 
 
 def draw_images(folder: Path, count: int = 16, *, classes: Sequence[str] = ("cold", "warm"), side: int = SIDE) -> Path:
-    """PNG images in turn of each class, red or blue ones, one folder a class (a class "" lies in `folder` itself)."""
+    """PNG images in turn of each class, red or blue ones, one folder a class (a class "" lies in `folder` itself).
+
+    Captions of all images lie beside them, for the method that reads such.
+    """
     generator = np.random.default_rng(0)
+    captions = ["image,caption"]
     for number in range(count):
         kind = number % len(classes)
         coarse = generator.integers(0, 256, (4, 5, 3), dtype=np.uint8)
@@ -52,6 +56,8 @@ def draw_images(folder: Path, count: int = 16, *, classes: Sequence[str] = ("col
         file = folder / classes[kind] / f"{number:03d}.png"
         file.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(coarse).resize((side, side), Image.Resampling.BICUBIC).save(file)
+        captions.append(f"{file.relative_to(folder)},a {'red' if kind else 'blue'} picture of number {number % 4}")
+    (folder / "captions.csv").write_text("\n".join(captions) + "\n")
     return folder
 
 
@@ -69,7 +75,7 @@ def tiny_settings(method: str) -> MethodConfig:
             narrow[field.name] = replace(value, width=32, depth=1, heads=2)
         elif isinstance(value, MLPHeadConfig):
             narrow[field.name] = replace(value, hidden=32, out=16)
-    settings = replace(settings, **narrow)
+    settings = replace(settings, **narrow | FACTS[method].changes)
     prepare = FACTS[method].prepare
     if prepare is None or not FILES & set(vars(settings)):
         return settings

@@ -144,11 +144,18 @@ def method_config(name: str, data: str, source: Source, budget: Budget) -> RunCo
 
 
 def shrunken(config: C, width: int) -> C:
-    """A configuration whose decoders are as wide as the encoder, and whose heads, queues and prototypes are small."""
+    """A configuration whose decoders are as wide as the encoder, with small heads and queues, and few local crops."""
     if isinstance(config, DecoderConfig):
         # As many heads as keep 32 dimensions each.
         return replace(config, width=width, depth=min(config.depth, 2), heads=max(1, width // 32))
-    limits = {"hidden": 4 * width, "out": 2 * width, "bottleneck": width, "prototypes": 8 * width, "queue": 32 * width}
+    limits = {
+        "hidden": 4 * width,
+        "out": 2 * width,
+        "bottleneck": width,
+        "prototypes": 8 * width,
+        "queue": 32 * width,
+        "local_crops": 4,
+    }
     changes: dict[str, Any] = {}
     for field in dataclasses.fields(config):  # type: ignore[arg-type]
         value = getattr(config, field.name)

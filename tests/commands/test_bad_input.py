@@ -114,8 +114,8 @@ CASES: dict[str, tuple[list[str], str]] = {
         "timm knows no model named 'vit_smal'; near names: ",
     ),
     "encoder that is no ViT": (
-        ["pretrain", "data", *TINY, "--encoder", "resnet18"],
-        "'resnet18' is not a plain ViT; use one of vit_*, deit*, beit*, eva02_* and their kin",
+        ["pretrain", "data", "--method", "mae", "--encoder", "resnet18"],
+        "'resnet18' cannot leave patches out or replace them; choose a ViT for methods that hide patches",
     ),
     "unknown device": (
         ["pretrain", "data", *TINY, "--device", "gpu"],

@@ -90,7 +90,9 @@ def _refused(sentence: str, **changes: Any) -> None:
 
 
 def test_names_that_are_no_plain_vit_are_refused() -> None:
-    sentence = "^'twins_svt_small' is not a plain ViT; use one of vit_\\*, deit\\*, beit\\*, eva02_\\* and their kin, or a "
+    sentence = (
+        "^'twins_svt_small' is not a plain ViT; use one of vit_\\*, deit\\*, beit\\*, eva02_\\* and their kin, or a "
+    )
     _refused(sentence, name="twins_svt_small")
     for name in (
         "vit_small_r26_s32_224",  # convolutions before the patches

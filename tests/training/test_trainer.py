@@ -43,11 +43,18 @@ def trainer_of(
 
 def batch_of(trainer: Trainer, count: int = 8, *, seed: int = 3, first: int = 0) -> Batch:
     """Random images of the size that the method takes, of two classes."""
-    (crop,) = trainer.method.crops
     generator = torch.Generator().manual_seed(first)
-    images = torch.randint(0, 256, (count, 3, crop.height, crop.width), dtype=torch.uint8, generator=generator)
     indices = torch.arange(first, first + count)
-    return replace(Batch.of(images, seed=seed), indices=indices, labels=indices % 2)
+    crops = tuple(
+        torch.randint(0, 256, (count, crop.count, 3, crop.height, crop.width), dtype=torch.uint8, generator=generator)
+        for crop in trainer.method.crops
+    )
+    boxes = tuple(
+        torch.tensor([0, 0, crop.height, crop.width, crop.height, crop.width]).float().expand(count, crop.count, 6)
+        for crop in trainer.method.crops
+    )
+    texts = tuple(f"picture {index} of {count}" for index in range(count))
+    return Batch(crops=crops, boxes=boxes, indices=indices, seed=seed, labels=indices % 2, texts=texts)
 
 
 def weights(trainer: Trainer) -> dict[str, Tensor]:
@@ -80,6 +87,8 @@ def test_two_halves_give_the_gradient_of_the_whole_batch() -> None:
             crops=tuple(crop[half] for crop in batch.crops),
             boxes=tuple(box[half] for box in batch.boxes),
             indices=batch.indices[half],
+            labels=None,
+            texts=None,
         )
         for half in (slice(0, 4), slice(4, 8))
     ]
@@ -191,7 +200,8 @@ def test_half_precision_is_near_full_precision(method: str, precision: Precision
     full, half = trainer_of(method), trainer_of(method, precision=precision)
     expected, result = full.train_step([batch_of(full)]), half.train_step([batch_of(half)])
     assert result.losses.keys() == expected.losses.keys()
-    assert result.loss == pytest.approx(expected.loss, rel=0.03)
+    # A negative cosine starts near zero.
+    assert result.loss == pytest.approx(expected.loss, rel=0.03, abs=0.01)
     # iGPT's output table starts at zero, so its first loss is the same in any precision.
     assert (result.loss, result.gradient_norm) != (expected.loss, expected.gradient_norm)
     assert all(value.dtype in (torch.float32, torch.int64, torch.bool) for value in weights(half).values())
