@@ -113,6 +113,10 @@ def method_config(name: str, data: str, source: Source, budget: Budget) -> RunCo
         settings = replace(settings, encoder=replace(common, **kept))
     elif settings.encoder.name.startswith("resnet"):
         settings = replace(settings, encoder=common_encoder(budget, settings.encoder.channels))
+    else:
+        # An encoder of another kind (ConvMAE's, iGPT's) is made as wide and deep.
+        sizes = replace(settings.encoder, width=budget.width, depth=budget.depth, heads=budget.heads)
+        settings = replace(settings, encoder=sizes)
     settings, _ = fit_settings(settings, wishes, source)
     optimizer = replace(
         settings.optimizer,
