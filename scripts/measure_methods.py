@@ -3,9 +3,9 @@
     python scripts/measure_methods.py                                  everything; needs a quiet machine
     python scripts/measure_methods.py --methods mae cmae --only step   some; the rest stays as it was measured
 
-Golden: each case of tests/golden is replayed as `unmask verify` does. Step: benchmarks/step.py times MAE and the method
-in one run, in which they take turns, so that each figure has its own reference. What cannot be measured is said and
-left out.
+Golden: each case of tests/golden is replayed as `unmask verify` does. Step: benchmarks/step.py times MAE and a few
+methods in one run, in which they take turns, so that each figure has its own reference. What cannot be measured is said
+and left out.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from unmask.methods.measured import FILE, GoldenResult, Measured, StepCost, read
 
 ROOT = Path(__file__).resolve().parents[1]
 REFERENCE = "mae"
+TOGETHER = 4
 
 
 def main() -> int:
@@ -49,13 +50,15 @@ def main() -> int:
         results = golden_results(arguments.golden, arguments.methods, today())
         measured |= {name: replace(measured[name], golden=results.get(name)) for name in arguments.methods}
     if arguments.only != "golden":
-        for name in arguments.methods:
+        for names in batched(arguments.methods, TOGETHER):
             try:
-                cost = step_cost(name, arguments.encoder, arguments.batch_size, arguments.rounds, arguments.device)
+                costs = step_costs(names, arguments.encoder, arguments.batch_size, arguments.rounds, arguments.device)
             except subprocess.CalledProcessError as error:
-                failures.append(f"{name}: {(error.stderr.strip() or 'no message').splitlines()[-1]}")
-                cost = None
-            measured[name] = replace(measured[name], step=cost)
+                failures.append(f"{', '.join(names)}: {(error.stderr.strip() or 'no message').splitlines()[-1]}")
+                costs = {}
+            measured |= {name: replace(measured[name], step=costs.get(name)) for name in names}
+            # What is known is kept, should the rest take too long for somebody.
+            write_measured({name: value for name, value in measured.items() if value != Measured()}, arguments.out)
     write_measured({name: value for name, value in measured.items() if value != Measured()}, arguments.out)
     for failure in failures:
         sys.stderr.write(f"not measured: {failure}\n")
@@ -96,23 +99,31 @@ def errors(verdict: Verdict) -> list[float]:
     return [float(f"{error:.2e}") for error in known if error is not None and math.isfinite(error)]
 
 
-def step_cost(name: str, encoder: str, batch_size: int, rounds: int, device: str) -> StepCost:
-    """Time a step of `name` and of MAE in one run of the benchmark."""
-    options = ["--methods", *dict.fromkeys((REFERENCE, name)), "--encoder", encoder]
+def batched(names: list[str], size: int) -> list[list[str]]:
+    """The names in parts of at most `size`."""
+    return [names[first : first + size] for first in range(0, len(names), size)]
+
+
+def step_costs(names: list[str], encoder: str, batch_size: int, rounds: int, device: str) -> dict[str, StepCost]:
+    """Time a step of some methods and of MAE in one run of the benchmark."""
+    options = ["--methods", *dict.fromkeys((REFERENCE, *names)), "--encoder", encoder]
     options += ["--batch-size", str(batch_size), "--rounds", str(rounds), "--device", device]
     command = ["benchmarks/step.py", *options]
     done = subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True, check=True)
     facts = json.loads(done.stdout.splitlines()[-1])
-    return StepCost(
-        relative=round(facts["results"][name]["relative_cost"], 2),
-        encoder=facts["encoder"],
-        batch_size=facts["batch_size"],
-        device=facts["device"],
-        threads=facts["threads"],
-        torch=facts["torch"],
-        command=shlex.join(["python", *command]),
-        date=today(),
-    )
+    return {
+        name: StepCost(
+            relative=round(facts["results"][name]["relative_cost"], 2),
+            encoder=facts["encoder"],
+            batch_size=facts["batch_size"],
+            device=facts["device"],
+            threads=facts["threads"],
+            torch=facts["torch"],
+            command=shlex.join(["python", *command]),
+            date=today(),
+        )
+        for name in names
+    }
 
 
 if __name__ == "__main__":

@@ -57,7 +57,7 @@ def draw_images(folder: Path, count: int = 16, *, classes: Sequence[str] = ("col
         file.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(coarse).resize((side, side), Image.Resampling.BICUBIC).save(file)
         captions.append(f"{file.relative_to(folder)},a {'red' if kind else 'blue'} picture of number {number % 4}")
-    (folder / "captions.csv").write_text("\n".join(captions) + "\n")
+    (folder / "captions.csv").write_text("\n".join(captions) + "\n", errors="surrogateescape")
     return folder
 
 

@@ -33,7 +33,7 @@ def test_its_docstring_has_command_score_source_and_cost(name: str) -> None:
     config = RECIPES[name]()
     assert f"unmask pretrain IMAGENET/train --recipe {name} --device cuda" in text
     assert re.search(r"Expected: [^\[]+\[[^\]]+\]\.", text)
-    assert re.search(r"Cost: about [\d,]+ GPU-hours \(\d+ GFLOP an image, counted; not measured", text)
+    assert re.search(r"Cost: about [\d,.]+ GPU-hours \(\d+ GFLOP an image, counted; not measured", text)
     assert f"{config.training.epochs:g} epochs in batches of {config.training.batch_size}." in text.splitlines()[0]
 
 
