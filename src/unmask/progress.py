@@ -19,9 +19,9 @@ QUIET_SECONDS = 15.0
 
 
 class RunProgress:
-    """Loss, images a second and time left of a run of `total` steps that begins at `start`."""
+    """Loss, images a second and time left of a run of `total` steps that begins at `start`; `word` says what it is."""
 
-    def __init__(self, console: Console, *, total: int, start: int) -> None:
+    def __init__(self, console: Console, word: str, *, total: int, start: int) -> None:
         self.console = console
         self.total = total
         self._start = start
@@ -38,7 +38,7 @@ class RunProgress:
             console=console,
             disable=not console.is_terminal,
         )
-        self._task = self._bar.add_task("pre-training", total=total, completed=start, loss="-", speed="-")
+        self._task = self._bar.add_task(word, total=total, completed=start, loss="-", speed="-")
 
     def __enter__(self) -> RunProgress:
         self._bar.start()

@@ -109,6 +109,10 @@ class RunFolder:
             raise CheckpointError(troubles[0])
         return None, []
 
+    def has_checkpoints(self) -> bool:
+        """Whether there is any checkpoint, good or bad."""
+        return bool(saved_steps(self.checkpoints))
+
     def append(self, record: dict[str, Any]) -> None:
         """Add a line to the log. ValueError where it cannot be written."""
         try:

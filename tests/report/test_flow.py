@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from unmask.data.batch import Batch, CropConfig
-from unmask.methods.base import Inspection, Losses, Method, MethodConfig
+from unmask.methods.base import Inspection, Method, MethodConfig
 from unmask.models.encoder import Encoder
 from unmask.models.target import ema_update_, frozen_copy
 from unmask.optimisation import ParameterRule
@@ -24,6 +24,7 @@ from unmask.report.flow import Edge, Flow, Node, simplified
 from unmask.report.flow_draw import draw_flow, short_count
 from unmask.report.flow_layout import lay_out
 from unmask.report.flow_trace import trace_flow, with_parameters
+from unmask.trainee import Losses
 
 B = 3
 Step = Callable[["Toy", "ToyViews"], Losses]

@@ -47,18 +47,18 @@ def batch_of(trainer: Trainer, count: int = 8, *, seed: int = 3, first: int = 0)
     indices = torch.arange(first, first + count)
     crops = tuple(
         torch.randint(0, 256, (count, crop.count, 3, crop.height, crop.width), dtype=torch.uint8, generator=generator)
-        for crop in trainer.method.crops
+        for crop in trainer.trainee.crops
     )
     boxes = tuple(
         torch.tensor([0, 0, crop.height, crop.width, crop.height, crop.width]).float().expand(count, crop.count, 6)
-        for crop in trainer.method.crops
+        for crop in trainer.trainee.crops
     )
     texts = tuple(f"picture {index} of {count}" for index in range(count))
     return Batch(crops=crops, boxes=boxes, indices=indices, seed=seed, labels=indices % 2, texts=texts)
 
 
 def weights(trainer: Trainer) -> dict[str, Tensor]:
-    return {name: value.clone() for name, value in trainer.method.state_dict().items()}
+    return {name: value.clone() for name, value in trainer.trainee.state_dict().items()}
 
 
 def with_optimizer(method: str, **changes: Any) -> MethodConfig:
@@ -79,7 +79,7 @@ class PlainMAE(MAE):
 def test_two_halves_give_the_gradient_of_the_whole_batch() -> None:
     whole, halves = (trainer_of("mae", cls=PlainMAE, accumulate=parts) for parts in (1, 2))
     for trainer in (whole, halves):
-        trainer.method.double()
+        trainer.trainee.double()
     batch = batch_of(whole)
     parts = [
         replace(
@@ -95,8 +95,8 @@ def test_two_halves_give_the_gradient_of_the_whole_batch() -> None:
     one, two = whole.train_step([batch]), halves.train_step(parts)
     assert two.loss == pytest.approx(one.loss, rel=1e-12)
     assert two.gradient_norm == pytest.approx(one.gradient_norm, rel=1e-12)
-    other = dict(halves.method.named_parameters())
-    for name, parameter in whole.method.named_parameters():
+    other = dict(halves.trainee.named_parameters())
+    for name, parameter in whole.trainee.named_parameters():
         if parameter.grad is not None:
             torch.testing.assert_close(other[name].grad, parameter.grad, rtol=1e-9, atol=1e-15, msg=name)
 
@@ -106,7 +106,7 @@ def test_the_gradient_is_clipped_and_its_own_norm_reported() -> None:
     full = free.train_step([batch_of(free)]).gradient_norm
     clipped = trainer_of("mae", with_optimizer("mae", clip=full / 4))
     assert clipped.train_step([batch_of(clipped)]).gradient_norm == pytest.approx(full)
-    left = torch.stack([p.grad.norm() for p in clipped.method.parameters() if p.grad is not None]).norm()
+    left = torch.stack([p.grad.norm() for p in clipped.trainee.parameters() if p.grad is not None]).norm()
     assert float(left) == pytest.approx(full / 4, rel=1e-4)
 
 
@@ -115,7 +115,7 @@ def test_the_learning_rate_follows_the_schedule() -> None:
     assert trainer.total_steps == 8
     used = []
     for step in range(8):
-        expected = trainer.method.config.optimizer.at(step / 8, batch_size=8, epochs=2)
+        expected = trainer.trainee.config.optimizer.at(step / 8, batch_size=8, epochs=2)
         result = trainer.train_step([batch_of(trainer, seed=step)])
         assert result.lr == expected
         assert all(group["lr"] == expected for group in trainer.optimizer.param_groups)
@@ -127,7 +127,7 @@ def test_the_learning_rate_follows_the_schedule() -> None:
 
 def test_the_target_moves_after_the_step() -> None:
     trainer = trainer_of("conmim", with_optimizer("conmim", warmup_start=1.0))
-    method = trainer.method
+    method = trainer.trainee
     assert isinstance(method, ConMIM)
     before = weights(trainer)
     trainer.train_step([batch_of(trainer)])
@@ -143,7 +143,7 @@ def test_a_loss_that_is_not_finite_changes_no_weight() -> None:
     trainer = trainer_of("mae", with_optimizer("mae", warmup_start=1.0))
     trainer.train_step([batch_of(trainer)])
     with torch.no_grad():
-        trainer.method.get_parameter("decoder.head.bias")[0] = math.inf
+        trainer.trainee.get_parameter("decoder.head.bias")[0] = math.inf
     before = weights(trainer)
     moments = {name: value.clone() for name, value in trainer.state({}).tensors.items()}
     with pytest.raises(NonFiniteLoss) as error:
@@ -166,7 +166,7 @@ def explode(gradient: Tensor) -> Tensor:
 
 def test_a_gradient_that_is_not_finite_changes_no_weight() -> None:
     trainer = trainer_of("mae", with_optimizer("mae", warmup_start=1.0))
-    trainer.method.get_parameter("decoder.head.weight").register_hook(explode)
+    trainer.trainee.get_parameter("decoder.head.weight").register_hook(explode)
     before = weights(trainer)
     batch = replace(batch_of(trainer, 3), indices=torch.tensor([5, 2, 9]))
     with pytest.raises(NonFiniteLoss, match=r"the gradient's norm is (inf|nan) at step 0, samples 5, 2, 9;"):
@@ -177,7 +177,7 @@ def test_a_gradient_that_is_not_finite_changes_no_weight() -> None:
 
 def test_with_fp16_a_gradient_that_overflows_only_lowers_the_scale() -> None:
     trainer = trainer_of("mae", with_optimizer("mae", warmup_start=1.0), precision="fp16")
-    hook = trainer.method.get_parameter("decoder.head.weight").register_hook(explode)
+    hook = trainer.trainee.get_parameter("decoder.head.weight").register_hook(explode)
     before, scale = weights(trainer), trainer.scaler.get_scale()
     trainer.train_step([batch_of(trainer)])
     assert trainer.step == 1

@@ -31,6 +31,7 @@ class Stream(IntEnum):
     REPLACEMENT = 1
     ORDER = 2
     CAPTION = 3
+    RETOUCH = 4
 
 
 def sample_generator(seed: int, epoch: int, index: int, stream: Stream) -> np.random.Generator:

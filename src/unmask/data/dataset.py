@@ -7,7 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
+import numpy as np
+import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -48,16 +51,48 @@ class Sample:
     index: int
     bad: tuple[BadFile, ...]
 
+    @property
+    def empty(self) -> bool:
+        """Whether no readable image was found."""
+        return not self.crops
+
+
+@runtime_checkable
+class Retouch(Protocol):
+    """A change of a crop in the worker: uint8 pixels in, as many out; what is random in it comes from the generator."""
+
+    def __call__(self, image_CHW: UInt8[Tensor, "C H W"], generator: np.random.Generator, /) -> Tensor:
+        """The changed crop, uint8 [C, H, W]."""
+        ...
+
+
+def replacements(source: Source, seed: int, epoch: int, index: int) -> Iterator[int]:
+    """The image asked for, then the images that stand in for it where files are bad: 32 tries, chosen by (seed, epoch,
+    index)."""
+    yield index
+    generator = sample_generator(seed, epoch, index, Stream.REPLACEMENT)
+    for _ in range(_REPLACEMENTS):
+        yield int(generator.integers(len(source)))
+
 
 class CropDataset(Dataset[Sample]):
     """Random crops of the images of a source; an item is asked for by (epoch, index).
 
     A bad file is replaced by another image, chosen by (seed, epoch, index), so that batches keep their size;
-    after 32 tries the sample is empty.
+    after 32 tries the sample is empty. `retouch` changes every crop, None leaves them as they are.
     """
 
-    def __init__(self, source: Source, crops: tuple[CropConfig, ...], *, channels: int, seed: int) -> None:
+    def __init__(
+        self,
+        source: Source,
+        crops: tuple[CropConfig, ...],
+        *,
+        channels: int,
+        seed: int,
+        retouch: Retouch | None = None,
+    ) -> None:
         self.source = source
+        self.retouch = retouch
         self.crops = crops
         self.channels = channels
         self.seed = seed
@@ -68,24 +103,20 @@ class CropDataset(Dataset[Sample]):
     def __getitem__(self, key: tuple[int, int]) -> Sample:
         epoch, index = key
         bad: dict[int, BadFile] = {}
-        for candidate in self._candidates(epoch, index):
+        for candidate in replacements(self.source, self.seed, epoch, index):
             if candidate not in bad:
                 try:
                     opened = open_image(self.source.read(candidate))
                     # The crop is the sample's own: a replacement must not repeat a crop of this epoch.
                     generator = sample_generator(self.seed, epoch, index, Stream.CROP)
                     crops, boxes = crop_image(opened, self.crops, generator, channels=self.channels)
+                    if self.retouch is not None:
+                        touch = sample_generator(self.seed, epoch, index, Stream.RETOUCH)
+                        crops = tuple(torch.stack([self.retouch(crop, touch) for crop in group]) for group in crops)
                     return Sample(crops, boxes, candidate, tuple(bad.values()))
                 except (OSError, DecodeError) as error:
                     bad[candidate] = BadFile.of(self.source, candidate, error)
         return Sample((), (), index, tuple(bad.values()))
-
-    def _candidates(self, epoch: int, index: int) -> Iterator[int]:
-        """The image asked for, then replacements."""
-        yield index
-        generator = sample_generator(self.seed, epoch, index, Stream.REPLACEMENT)
-        for _ in range(_REPLACEMENTS):
-            yield int(generator.integers(len(self.source)))
 
 
 class CenterCropDataset(Dataset[Sample]):

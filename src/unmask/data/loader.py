@@ -11,18 +11,19 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
 from jaxtyping import Int64, UInt8
 from torch import Tensor
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from unmask.data.batch import Batch, CropConfig
 from unmask.data.crop import Stream, sample_generator
-from unmask.data.dataset import BadFile, CenterCropDataset, CropDataset, Sample
+from unmask.data.dataset import BadFile, CenterCropDataset, CropDataset, Retouch, Sample
 from unmask.data.sources import Source, captions_of
 from unmask.errors import Failure
 
@@ -37,14 +38,153 @@ class TooManyBadFiles(ValueError):
     """So many files cannot be read that what is left is no longer what the user meant to train on."""
 
 
-class CropLoader:
+@runtime_checkable
+class Item(Protocol):
+    """What a dataset gives for one sample: the image really used, and the bad files met on the way to it."""
+
+    @property
+    def index(self) -> int:
+        """Position of the image in the source."""
+        ...
+
+    @property
+    def bad(self) -> tuple[BadFile, ...]:
+        """Files that could not be used."""
+        ...
+
+    @property
+    def empty(self) -> bool:
+        """Whether no readable image was found."""
+        ...
+
+
+@runtime_checkable
+class SeededBatch(Protocol):
+    """A frozen dataclass with the positions of its samples and a field for the batch's seed."""
+
+    @property
+    def indices(self) -> Int64[Tensor, " B"]:
+        """Positions of the samples in the source."""
+        ...
+
+    @property
+    def seed(self) -> int | None:
+        """Seed of everything that is drawn for the batch on the device."""
+        ...
+
+    def pin_memory(self) -> Any:
+        """The same batch in page-locked memory."""
+        ...
+
+
+ItemT = TypeVar("ItemT", bound=Item)
+BatchT = TypeVar("BatchT", bound=SeededBatch)
+
+
+class StepLoader(Generic[ItemT, BatchT]):
     """Batches for the steps `start_step` to `total_steps` - 1, in an order shuffled anew each epoch.
 
-    A global batch is `batch_size` * `world_size` images, of which rank r gets the r-th slice; an epoch's last
-    images that fill no batch are left out. `bad_files` (name to reason) grows while iterating; iterating
-    raises TooManyBadFiles when more than the share `max_bad_share` of the distinct files seen are bad (asked
-    once 20 files, or all, were seen), and RuntimeError when a worker process dies. `captions`: whether batches hold
-    texts, where the source has captions (ValueError where it has some for a part of its images).
+    `dataset` is asked for its items by (epoch, index) and holds `size` of them; `collate` makes a batch of items that
+    are not empty. A global batch is `batch_size` * `world_size` images, of which rank r gets the r-th slice; an epoch's
+    last images that fill no batch are left out. `bad_files` (name to reason) grows while iterating; iterating raises
+    TooManyBadFiles when more than the share `max_bad_share` of the distinct files seen are bad (asked once 20 files,
+    or all, were seen), and WorkerDied when a worker process dies.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset[ItemT],
+        collate: Callable[[list[ItemT]], BatchT],
+        *,
+        name: str,
+        size: int,
+        batch_size: int,
+        total_steps: int,
+        start_step: int = 0,
+        seed: int,
+        workers: int,
+        rank: int = 0,
+        world_size: int = 1,
+        pin_memory: bool = False,
+        max_bad_share: float = 0.1,
+    ) -> None:
+        assert 0 <= rank < world_size
+        assert start_step >= 0
+        if batch_size < 1:
+            raise ValueError(f"the batch size must be at least 1, not {batch_size}")
+        if batch_size * world_size > size:
+            raise ValueError(
+                f"a batch of {batch_size * world_size} images is larger than {name}, "
+                f"which has {size}: choose a smaller batch"
+            )
+        self.bad_files: dict[str, str] = {}
+        self.steps_per_epoch = size // (batch_size * world_size)
+        self._dataset = dataset
+        self._collate = _CollateWhole(collate)
+        self._size = size
+        self._batch_size = batch_size
+        self._steps = range(start_step, total_steps)
+        self._seed = seed
+        self._workers = workers
+        self._rank = rank
+        self._world_size = world_size
+        self._pin_memory = pin_memory
+        self._max_bad_share = max_bad_share
+        self._seen = np.zeros(size, dtype=np.bool_)
+        self._bad = np.zeros(size, dtype=np.bool_)
+
+    def __len__(self) -> int:
+        """Number of batches one iteration gives."""
+        return len(self._steps)
+
+    def __iter__(self) -> Iterator[BatchT]:
+        keys = _StepKeys(
+            seed=self._seed,
+            steps=self._steps,
+            steps_per_epoch=self.steps_per_epoch,
+            source_size=self._size,
+            batch_size=self._batch_size,
+            rank=self._rank,
+            world_size=self._world_size,
+        )
+        # One DataLoader for all epochs: nothing drains or starts anew between them.
+        loader: Iterable[_Loaded[BatchT]] = DataLoader(
+            self._dataset,
+            batch_sampler=keys,
+            collate_fn=self._collate,
+            num_workers=self._workers,
+            worker_init_fn=_leave_signals_to_main,
+            pin_memory=self._pin_memory,
+        )
+        for step, loaded in zip(self._steps, _watched(iter(loader)), strict=True):
+            self._judge(loaded)
+            assert loaded.batch is not None
+            # Every batch is a dataclass; the protocol cannot say so.
+            seeded: Any = replace(loaded.batch, seed=step_seed(self._seed, step, self._rank))  # type: ignore[type-var]
+            yield seeded
+
+    def _judge(self, loaded: _Loaded[BatchT]) -> None:
+        """Count the files of a batch; raise when too many seen are bad, or a sample found no readable one."""
+        if loaded.batch is not None:
+            self._seen[loaded.batch.indices.numpy()] = True
+        for bad in loaded.bad:
+            self._seen[bad.index] = self._bad[bad.index] = True
+            self.bad_files[bad.path] = bad.reason
+        seen, bad_count = int(self._seen.sum()), int(self._bad.sum())
+        judged = seen >= min(_MIN_FILES_TO_JUDGE, len(self._seen))
+        if loaded.batch is None or (judged and bad_count > self._max_bad_share * seen):
+            path, reason = next(iter(self.bad_files.items()))
+            raise TooManyBadFiles(
+                f"{bad_count} of the {seen} files read so far cannot be used "
+                f"(at most {self._max_bad_share:.0%} may be bad), for example {path}: {reason}"
+            )
+
+
+class CropLoader:
+    """Random crops of the images of a source, with their labels and captions, step by step as in `StepLoader`.
+
+    `captions`: whether batches hold texts, where the source has captions (ValueError where it has some for a part of
+    its images). `retouch` changes every crop in the worker (RandAugment).
     """
 
     def __init__(
@@ -63,66 +203,46 @@ class CropLoader:
         pin_memory: bool = False,
         max_bad_share: float = 0.1,
         captions: bool = False,
+        retouch: Retouch | None = None,
     ) -> None:
-        assert 0 <= rank < world_size
-        assert start_step >= 0
-        if batch_size < 1:
-            raise ValueError(f"the batch size must be at least 1, not {batch_size}")
-        if batch_size * world_size > len(source):
-            raise ValueError(
-                f"a batch of {batch_size * world_size} images is larger than {source.name}, "
-                f"which has {len(source)}: choose a smaller batch"
-            )
-        self.bad_files: dict[str, str] = {}
-        self.steps_per_epoch = len(source) // (batch_size * world_size)
-        self._dataset = CropDataset(source, crops, channels=channels, seed=seed)
-        self._batch_size = batch_size
-        self._steps = range(start_step, total_steps)
-        self._workers = workers
-        self._rank = rank
-        self._world_size = world_size
-        self._pin_memory = pin_memory
-        self._max_bad_share = max_bad_share
+        self._source = source
+        self._first_step = start_step
+        self._seed = seed
         self._captions = captions_of(source) if captions else None
-        self._seen = np.zeros(len(source), dtype=np.bool_)
-        self._bad = np.zeros(len(source), dtype=np.bool_)
+        self._loader: StepLoader[Sample, Batch] = StepLoader(
+            CropDataset(source, crops, channels=channels, seed=seed, retouch=retouch),
+            _batch,
+            name=source.name,
+            size=len(source),
+            batch_size=batch_size,
+            total_steps=total_steps,
+            start_step=start_step,
+            seed=seed,
+            workers=workers,
+            rank=rank,
+            world_size=world_size,
+            pin_memory=pin_memory,
+            max_bad_share=max_bad_share,
+        )
+        self.steps_per_epoch = self._loader.steps_per_epoch
+
+    @property
+    def bad_files(self) -> dict[str, str]:
+        """Name and reason of every file so far that could not be used."""
+        return self._loader.bad_files
 
     def __len__(self) -> int:
         """Number of batches one iteration gives."""
-        return len(self._steps)
+        return len(self._loader)
 
     def __iter__(self) -> Iterator[Batch]:
-        keys = _StepKeys(
-            seed=self._dataset.seed,
-            steps=self._steps,
-            steps_per_epoch=self.steps_per_epoch,
-            source_size=len(self._dataset),
-            batch_size=self._batch_size,
-            rank=self._rank,
-            world_size=self._world_size,
-        )
-        # One DataLoader for all epochs: nothing drains or starts anew between them.
-        loader = DataLoader(
-            self._dataset,
-            batch_sampler=keys,
-            collate_fn=_collate_whole,
-            num_workers=self._workers,
-            worker_init_fn=_leave_signals_to_main,
-            pin_memory=self._pin_memory,
-        )
-        for step, loaded in zip(self._steps, _watched(iter(loader)), strict=True):
-            self._judge(loaded)
-            assert loaded.batch is not None
-            yield replace(
-                loaded.batch,
-                seed=step_seed(self._dataset.seed, step, self._rank),
-                labels=self._labels(loaded.batch.indices),
-                texts=self._texts(loaded.batch.indices, step // self.steps_per_epoch),
-            )
+        for step, batch in enumerate(self._loader, start=self._first_step):
+            epoch = step // self.steps_per_epoch
+            yield replace(batch, labels=self._labels(batch.indices), texts=self._texts(batch.indices, epoch))
 
     def _labels(self, indices_B: Int64[Tensor, " B"]) -> Int64[Tensor, " B"] | None:
         """Labels of these images, where the source has any. Looked up here: workers need not carry them."""
-        labels = self._dataset.source.labels
+        labels = self._source.labels
         return None if labels is None else torch.from_numpy(labels[indices_B.numpy()])
 
     def _texts(self, indices_B: Int64[Tensor, " B"], epoch: int) -> tuple[str, ...] | None:
@@ -132,25 +252,9 @@ class CropLoader:
         chosen = []
         for index in indices_B.tolist():
             several = self._captions[index]
-            place = sample_generator(self._dataset.seed, epoch, index, Stream.CAPTION).integers(len(several))
+            place = sample_generator(self._seed, epoch, index, Stream.CAPTION).integers(len(several))
             chosen.append(several[int(place)])
         return tuple(chosen)
-
-    def _judge(self, loaded: _Loaded) -> None:
-        """Count the files of a batch; raise when too many seen are bad, or a sample found no readable one."""
-        if loaded.batch is not None:
-            self._seen[loaded.batch.indices.numpy()] = True
-        for bad in loaded.bad:
-            self._seen[bad.index] = self._bad[bad.index] = True
-            self.bad_files[bad.path] = bad.reason
-        seen, bad_count = int(self._seen.sum()), int(self._bad.sum())
-        judged = seen >= min(_MIN_FILES_TO_JUDGE, len(self._seen))
-        if loaded.batch is None or (judged and bad_count > self._max_bad_share * seen):
-            path, reason = next(iter(self.bad_files.items()))
-            raise TooManyBadFiles(
-                f"{bad_count} of the {seen} files read so far cannot be used "
-                f"(at most {self._max_bad_share:.0%} may be bad), for example {path}: {reason}"
-            )
 
 
 class EvalLoader:
@@ -229,26 +333,31 @@ class _StepKeys(Sampler[list[tuple[int, int]]]):
 
 
 @dataclass(frozen=True)
-class _Loaded:
+class _Loaded(Generic[BatchT]):
     """What a worker hands over: a batch, None when there were not the images for it, and the bad files."""
 
-    batch: Batch | None
+    batch: BatchT | None
     bad: tuple[BadFile, ...]
 
-    def pin_memory(self) -> _Loaded:
+    def pin_memory(self) -> _Loaded[BatchT]:
         """The same in page-locked memory (called by torch's DataLoader)."""
         return self if self.batch is None else replace(self, batch=self.batch.pin_memory())
 
 
-def _collate_whole(samples: list[Sample]) -> _Loaded:
-    """A batch of all the samples, None when one of them is empty."""
-    whole = all(sample.crops for sample in samples)
-    return _Loaded(_batch(samples) if whole else None, tuple(bad for sample in samples for bad in sample.bad))
+class _CollateWhole(Generic[ItemT, BatchT]):
+    """A batch of all the items, None when one of them is empty; a class, so that it can be sent to workers."""
+
+    def __init__(self, collate: Callable[[list[ItemT]], BatchT]) -> None:
+        self._collate = collate
+
+    def __call__(self, items: list[ItemT]) -> _Loaded[BatchT]:
+        whole = not any(item.empty for item in items)
+        return _Loaded(self._collate(items) if whole else None, tuple(bad for item in items for bad in item.bad))
 
 
-def _collate_readable(samples: list[Sample]) -> _Loaded:
+def _collate_readable(samples: list[Sample]) -> _Loaded[Batch]:
     """A batch of those samples that are not empty, None when all are."""
-    readable = [sample for sample in samples if sample.crops]
+    readable = [sample for sample in samples if not sample.empty]
     return _Loaded(_batch(readable) if readable else None, tuple(bad for sample in samples for bad in sample.bad))
 
 
@@ -260,7 +369,7 @@ def _batch(samples: list[Sample]) -> Batch:
     )
 
 
-def _watched(batches: Iterator[_Loaded]) -> Iterator[_Loaded]:
+def _watched(batches: Iterator[_Loaded[BatchT]]) -> Iterator[_Loaded[BatchT]]:
     """The batches, with one clear sentence when a worker process has died."""
     while True:
         try:

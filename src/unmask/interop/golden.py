@@ -22,9 +22,10 @@ from torch import Tensor, nn
 from unmask.interop.authors import AUTHORS
 from unmask.interop.authors.case import Authors, Json, LossSource, Tensors, per_step
 from unmask.interop.authors.names import NameTable, our_name
-from unmask.methods.base import Losses, Method
+from unmask.methods.base import Method
 from unmask.optimisation import build_optimizer, finish_gradients, set_rates
 from unmask.schedule import Schedule
+from unmask.trainee import Losses
 
 LOSS_TOLERANCE = 1e-9
 NORM_TOLERANCE = 1e-8

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, ClassVar, Generic, Literal
+from typing import Annotated, Any, ClassVar, Generic
 
 from jaxtyping import Bool, Float
-from torch import Tensor, nn
+from torch import Tensor
 from typing_extensions import Doc, TypeVar
 
 from unmask.colour import ColourConfig
@@ -19,10 +19,10 @@ from unmask.data.sources import Source
 from unmask.masking import MaskConfig, sample_mask
 from unmask.models.encoder import Encoder
 from unmask.models.encoder_config import EncoderConfig
-from unmask.optimisation import OptimizerConfig, ParameterRule
+from unmask.optimisation import OptimizerConfig
+from unmask.trainee import Trainee
 from unmask.views import Views, generators, independent_view, shared_crop_views
 
-Losses = dict[str, Tensor]
 V = TypeVar("V", bound=Views, default=Any)
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -95,42 +95,24 @@ class Inspection:
     similarity_BNN: Float[Tensor, "B N N"] | None = None
 
 
-class Method(nn.Module, ABC, Generic[V]):
-    """A self-supervised method: its networks, its views (of type V), its losses and when its target moves.
-
-    In anybody's own loop: `losses = method(batch, progress)`, `sum(losses.values()).backward()`, an optimizer step,
-    then `method.update_target(progress)`; progress is the share of the run that is over, for schedules.
-    """
+class Method(Trainee[Batch, V], ABC, Generic[V]):
+    """A self-supervised method: its networks, its views (of type V), its losses and when its target moves."""
 
     info: ClassVar[MethodInfo]
-    target_moves: ClassVar[Literal["after step", "before step"]] = "after step"
-    """When `update_target` is called: after the optimizer's step, or at the start of each step with the weights that
-    the step before has left (MoCo v3, BYOL, SIM: their schedules are read, and their last update is missing, so)."""
     reads_captions: ClassVar[bool] = False
     """Whether batches must hold `texts`."""
     Config: ClassVar[type[MethodConfig]]
     config: MethodConfig
 
     @property
+    def optimizer_config(self) -> OptimizerConfig:
+        """The optimizer and its schedule, as the method's configuration has them."""
+        return self.config.optimizer
+
+    @property
     @abstractmethod
     def crops(self) -> tuple[CropConfig, ...]:
         """The crops that the data workers cut for this method."""
-
-    @abstractmethod
-    def make_views(self, batch: Batch) -> V:
-        """Batched views and masks of a batch of crops, on the crops' device, drawn from the batch's seed."""
-
-    @abstractmethod
-    def losses(self, views: V, progress: float = 0.0) -> Losses:
-        """Named, weighted losses of the paper; what is minimised is their sum. Schedules are read at `progress`."""
-
-    @abstractmethod
-    def update_target(self, progress: float) -> None:
-        """Move the target network (if there is one); progress of the training in [0, 1]. See `target_moves`."""
-
-    @abstractmethod
-    def rule(self, name: str, parameter: Tensor) -> ParameterRule:
-        """How the authors treat this trainable parameter: decay, rate, clipping."""
 
     @abstractmethod
     def exported(self) -> Encoder:
@@ -139,10 +121,6 @@ class Method(nn.Module, ABC, Generic[V]):
     @abstractmethod
     def inspect(self, views: V) -> Inspection:
         """What pictures of this method show; call it in eval mode without gradients."""
-
-    def forward(self, batch: Batch, progress: float = 0.0) -> Losses:
-        """Losses of a batch of crops."""
-        return self.losses(self.make_views(batch), progress)
 
 
 def only_crop(batch: Batch) -> Tensor:
@@ -213,11 +191,6 @@ def shared_views(
     )
     mask_BN = sample_mask(config.mask, len(images_BCHW), encoder.grid, generator=device, device=images_BCHW.device)
     return Views(online=online, target=target, mask_BN=mask_BN)
-
-
-def one_dimensional(name: str, parameter: Tensor) -> bool:
-    """Whether a parameter is a bias or a norm's weight: what all authors leave undecayed (timm's rule)."""
-    return parameter.ndim <= 1 or name.endswith(".bias")
 
 
 def check_mask(mask_BN: Bool[Tensor, "B N"] | None) -> Bool[Tensor, "B N"]:

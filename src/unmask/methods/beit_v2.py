@@ -29,13 +29,11 @@ from unmask.data.batch import Batch, CropConfig
 from unmask.masking import MaskConfig
 from unmask.methods.base import (
     Inspection,
-    Losses,
     Method,
     MethodConfig,
     MethodInfo,
     check_mask,
     one_crop,
-    one_dimensional,
 )
 from unmask.methods.tokens import (
     JITTER,
@@ -50,6 +48,7 @@ from unmask.models.build import build_vit
 from unmask.models.encoder import Encoder
 from unmask.models.encoder_config import EncoderConfig
 from unmask.optimisation import OptimizerConfig, ParameterRule
+from unmask.trainee import Losses, one_dimensional
 
 
 @dataclass(frozen=True, kw_only=True)

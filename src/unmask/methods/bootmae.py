@@ -35,14 +35,12 @@ from unmask.data.batch import Batch, CropConfig
 from unmask.masking import MaskConfig
 from unmask.methods.base import (
     Inspection,
-    Losses,
     MaskedMethodConfig,
     Method,
     MethodConfig,
     MethodInfo,
     check_mask,
     one_crop,
-    one_dimensional,
     shared_views,
 )
 from unmask.models.build import build_vit
@@ -54,6 +52,7 @@ from unmask.models.target import ema_update_, frozen_copy, stop_dropping_
 from unmask.objectives.reconstruction import channel_statistics, patchify, unpatchify
 from unmask.optimisation import OptimizerConfig, ParameterRule
 from unmask.schedule import Schedule
+from unmask.trainee import Losses, one_dimensional
 from unmask.views import Views
 
 

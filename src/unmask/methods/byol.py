@@ -27,11 +27,9 @@ from unmask.colour import ColourConfig
 from unmask.data.batch import Batch, CropConfig
 from unmask.methods.base import (
     Inspection,
-    Losses,
     Method,
     MethodConfig,
     MethodInfo,
-    one_dimensional,
     two_crops,
     two_views,
 )
@@ -43,6 +41,7 @@ from unmask.models.target import ema_update_, frozen_copy
 from unmask.objectives.distillation import cosine_distance
 from unmask.optimisation import OptimizerConfig, ParameterRule
 from unmask.schedule import Schedule
+from unmask.trainee import Losses, one_dimensional
 from unmask.views import Views
 
 HEAD = MLPHeadConfig(hidden=4096, out=256, layers=2, hidden_bias=True, synchronised=True)

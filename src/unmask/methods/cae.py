@@ -28,13 +28,11 @@ from unmask.data.batch import Batch, CropConfig
 from unmask.masking import MaskConfig
 from unmask.methods.base import (
     Inspection,
-    Losses,
     Method,
     MethodConfig,
     MethodInfo,
     check_mask,
     one_crop,
-    one_dimensional,
 )
 from unmask.methods.tokens import TokenMethodConfig, TokenViews, hidden_token_loss, load_tokenizer, token_views
 from unmask.models.build import build_vit
@@ -44,6 +42,7 @@ from unmask.models.initialise import small_linears_
 from unmask.models.regressor import LatentRegressor, RegressorConfig
 from unmask.objectives.reconstruction import mean_squared_error
 from unmask.optimisation import OptimizerConfig, ParameterRule
+from unmask.trainee import Losses, one_dimensional
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -37,13 +37,11 @@ from unmask.data.batch import Batch, CropConfig
 from unmask.masking import Mask, MaskConfig, sample_mask
 from unmask.methods.base import (
     Inspection,
-    Losses,
     MaskedMethodConfig,
     Method,
     MethodConfig,
     MethodInfo,
     check_mask,
-    one_dimensional,
     two_crops,
     two_views,
 )
@@ -58,6 +56,7 @@ from unmask.models.initialise import xavier_linears_
 from unmask.objectives.contrastive import ntxent
 from unmask.objectives.reconstruction import mean_squared_error, normalise_patches, patchify
 from unmask.optimisation import OptimizerConfig, ParameterRule
+from unmask.trainee import Losses, one_dimensional
 from unmask.views import Views, generators
 
 

@@ -40,13 +40,11 @@ from unmask.data.batch import Batch, CropConfig
 from unmask.masking import MaskConfig
 from unmask.methods.base import (
     Inspection,
-    Losses,
     Method,
     MethodConfig,
     MethodInfo,
     check_mask,
     one_crop,
-    one_dimensional,
 )
 from unmask.methods.tokens import (
     TokenMethodConfig,
@@ -63,6 +61,7 @@ from unmask.models.tokenizers.base import PaintingTokenizer
 from unmask.objectives.reconstruction import patchify, unpatchify
 from unmask.objectives.windows import window_statistics
 from unmask.optimisation import OptimizerConfig, ParameterRule
+from unmask.trainee import Losses, one_dimensional
 from unmask.views import generators, normalise_
 
 

@@ -33,7 +33,6 @@ from unmask.data.batch import Batch, CropConfig
 from unmask.masking import MaskConfig, sample_mask
 from unmask.methods.base import (
     Inspection,
-    Losses,
     MaskedMethodConfig,
     Method,
     MethodConfig,
@@ -52,6 +51,7 @@ from unmask.objectives.contrastive import batch_infonce
 from unmask.objectives.reconstruction import mean_squared_error, normalise_patches, patchify
 from unmask.optimisation import OptimizerConfig, ParameterRule
 from unmask.schedule import Schedule
+from unmask.trainee import Losses
 from unmask.views import Views, generators, pixel_shift_views
 
 HEAD = MLPHeadConfig(hidden=1536, out=256, layers=2, hidden_bias=True, norm_eps=1e-6, synchronised=True)

@@ -31,7 +31,7 @@ from typing_extensions import Doc
 
 from unmask.colour import ColourConfig
 from unmask.data.batch import Batch, CropConfig
-from unmask.methods.base import Inspection, Losses, Method, MethodConfig, MethodInfo, one_dimensional
+from unmask.methods.base import Inspection, Method, MethodConfig, MethodInfo
 from unmask.methods.multi_crop import (
     MultiCropConfig,
     MultiCropViews,
@@ -49,6 +49,7 @@ from unmask.models.target import ema_update_, frozen_copy, stop_dropping_
 from unmask.objectives.clustering import centred_softmax, cross_view_entropy, next_centre
 from unmask.optimisation import OptimizerConfig, ParameterRule
 from unmask.schedule import Schedule
+from unmask.trainee import Losses, one_dimensional
 
 LOCAL_COLOUR = ColourConfig(brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1, jitter_p=0.8, grey_p=0.2, blur_p=0.5)
 OPTIMIZER = OptimizerConfig(

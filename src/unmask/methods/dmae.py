@@ -28,7 +28,6 @@ from unmask.data.batch import Batch, CropConfig
 from unmask.masking import MaskConfig, sample_mask
 from unmask.methods.base import (
     Inspection,
-    Losses,
     MaskedMethodConfig,
     Method,
     MethodConfig,
@@ -36,7 +35,6 @@ from unmask.methods.base import (
     check_mask,
     check_size,
     one_crop,
-    one_dimensional,
     only_crop,
 )
 from unmask.methods.mae import paint
@@ -46,6 +44,7 @@ from unmask.models.encoder import Encoder
 from unmask.models.encoder_config import EncoderConfig
 from unmask.objectives.reconstruction import mean_squared_error, normalise_patches, patchify
 from unmask.optimisation import OptimizerConfig, ParameterRule
+from unmask.trainee import Losses, one_dimensional
 from unmask.views import Views, generators, shared_crop_views
 
 

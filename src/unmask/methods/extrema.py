@@ -38,13 +38,11 @@ from unmask.data.batch import Batch, CropConfig
 from unmask.masking import disjoint_masks
 from unmask.methods.base import (
     Inspection,
-    Losses,
     Method,
     MethodConfig,
     MethodInfo,
     check_size,
     one_crop,
-    one_dimensional,
     only_crop,
 )
 from unmask.methods.siamese import second_view
@@ -58,6 +56,7 @@ from unmask.models.vit import VitEncoder
 from unmask.objectives.distillation import cosine_distance
 from unmask.optimisation import OptimizerConfig, ParameterRule
 from unmask.schedule import Schedule
+from unmask.trainee import Losses, one_dimensional
 from unmask.views import Views, generators, normalise_, random_flip, to_float
 
 COLOUR = ColourConfig(brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1, jitter_p=0.8, grey_p=0.2)

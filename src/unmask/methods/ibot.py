@@ -35,7 +35,7 @@ from typing_extensions import Doc
 
 from unmask.data.batch import Batch, CropConfig
 from unmask.masking import Mask, VaryingMaskConfig, varying_mask
-from unmask.methods.base import Inspection, Losses, Method, MethodConfig, MethodInfo, check_mask, one_dimensional
+from unmask.methods.base import Inspection, Method, MethodConfig, MethodInfo, check_mask
 from unmask.methods.dino import DINOConfig
 from unmask.methods.multi_crop import (
     MultiCropViews,
@@ -51,6 +51,7 @@ from unmask.models.target import ema_update_, frozen_copy, stop_dropping_
 from unmask.objectives.clustering import centred_softmax, cross_view_entropy, hidden_patch_entropy, next_centre
 from unmask.optimisation import ParameterRule
 from unmask.schedule import Schedule
+from unmask.trainee import Losses, one_dimensional
 from unmask.views import generators
 
 

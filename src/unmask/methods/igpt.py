@@ -34,14 +34,12 @@ from unmask.data.batch import Batch, CropConfig
 from unmask.masking import MaskConfig
 from unmask.methods.base import (
     Inspection,
-    Losses,
     MaskedMethodConfig,
     Method,
     MethodConfig,
     MethodInfo,
     check_mask,
     one_crop,
-    one_dimensional,
     shared_views,
 )
 from unmask.models.build import build_encoder
@@ -50,6 +48,7 @@ from unmask.models.encoder_config import EncoderConfig
 from unmask.models.palette import kmeans_palette, read_palette
 from unmask.models.pixels import PIXEL_SIZES, PixelEncoder
 from unmask.optimisation import OptimizerConfig, ParameterRule
+from unmask.trainee import Losses, one_dimensional
 from unmask.views import Views, normalise
 
 HALF = (0.5, 0.5, 0.5)

@@ -41,7 +41,6 @@ from unmask.data.sources import Source, captions_of
 from unmask.masking import MaskConfig
 from unmask.methods.base import (
     Inspection,
-    Losses,
     MaskedMethodConfig,
     Method,
     MethodConfig,
@@ -60,6 +59,7 @@ from unmask.models.initialise import normal_weights_
 from unmask.models.text import TextConfig, TextEncoder, TextTokens, learn_merges
 from unmask.objectives.reconstruction import mean_squared_error, normalise_patches, patchify
 from unmask.optimisation import OptimizerConfig, ParameterRule
+from unmask.trainee import Losses
 from unmask.views import Views, generators
 
 TEXT, IMAGE = 0, 1

@@ -20,14 +20,12 @@ from unmask.data.batch import Batch, CropConfig
 from unmask.masking import MaskConfig
 from unmask.methods.base import (
     Inspection,
-    Losses,
     MaskedMethodConfig,
     Method,
     MethodConfig,
     MethodInfo,
     check_mask,
     one_crop,
-    one_dimensional,
     shared_views,
 )
 from unmask.models.build import build_encoder
@@ -42,6 +40,7 @@ from unmask.objectives.reconstruction import (
     unpatchify,
 )
 from unmask.optimisation import OptimizerConfig, ParameterRule
+from unmask.trainee import Losses, one_dimensional
 from unmask.views import Views
 
 

@@ -29,14 +29,12 @@ from unmask.data.batch import Batch, CropConfig
 from unmask.masking import MaskConfig
 from unmask.methods.base import (
     Inspection,
-    Losses,
     MaskedMethodConfig,
     Method,
     MethodConfig,
     MethodInfo,
     check_mask,
     one_crop,
-    one_dimensional,
     shared_views,
 )
 from unmask.models.build import build_encoder
@@ -45,6 +43,7 @@ from unmask.models.encoder_config import EncoderConfig
 from unmask.objectives.hog import hog, hog_width
 from unmask.objectives.reconstruction import mean_squared_error
 from unmask.optimisation import OptimizerConfig, ParameterRule
+from unmask.trainee import Losses, one_dimensional
 from unmask.views import Views
 
 AUTHORS_CELL = 8

@@ -32,13 +32,11 @@ from unmask.data.batch import Batch, CropConfig
 from unmask.masking import MaskConfig
 from unmask.methods.base import (
     Inspection,
-    Losses,
     Method,
     MethodConfig,
     MethodInfo,
     check_mask,
     one_crop,
-    one_dimensional,
     shared_views,
 )
 from unmask.methods.tokens import TokenMethodConfig, check_tokenizer, load_tokenizer, token_head
@@ -47,6 +45,7 @@ from unmask.models.encoder import Encoder
 from unmask.models.encoder_config import EncoderConfig
 from unmask.objectives.soft_tokens import hidden_positions, multi_choice_loss, patch_similarity
 from unmask.optimisation import OptimizerConfig, ParameterRule
+from unmask.trainee import Losses, one_dimensional
 from unmask.views import Views, denormalise
 
 

@@ -34,13 +34,11 @@ from typing_extensions import Doc
 from unmask.data.batch import Batch, CropConfig
 from unmask.methods.base import (
     Inspection,
-    Losses,
     Method,
     MethodConfig,
     MethodInfo,
     check_size,
     one_crop,
-    one_dimensional,
     only_crop,
 )
 from unmask.models.build import build_encoder
@@ -49,6 +47,7 @@ from unmask.models.encoder import Encoder
 from unmask.models.encoder_config import EncoderConfig
 from unmask.objectives.reconstruction import unpatchify
 from unmask.optimisation import OptimizerConfig, ParameterRule
+from unmask.trainee import Losses, one_dimensional
 from unmask.views import Views, generators, shared_crop_views
 
 

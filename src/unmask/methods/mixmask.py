@@ -44,7 +44,7 @@ from unmask.colour import ColourConfig
 from unmask.data.batch import Batch, CropConfig
 from unmask.data.sources import Source
 from unmask.masking import blockwise_mask
-from unmask.methods.base import Inspection, Losses, Method, MethodConfig, MethodInfo, two_crops, two_views
+from unmask.methods.base import Inspection, Method, MethodConfig, MethodInfo, two_crops, two_views
 from unmask.methods.siamese import image_feature, second_view
 from unmask.models.build import build_encoder
 from unmask.models.encoder import Encoder
@@ -55,6 +55,7 @@ from unmask.models.target import ema_update_, frozen_copy
 from unmask.objectives.contrastive import gather_without_gradient, queue_infonce
 from unmask.optimisation import OptimizerConfig, ParameterRule
 from unmask.schedule import Schedule
+from unmask.trainee import Losses
 from unmask.views import Views, generators
 
 MIXTURES = {"mixmask": ("mask",), "unmix": ("unmix",), "both": ("unmix", "mask")}

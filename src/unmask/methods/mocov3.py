@@ -30,7 +30,7 @@ from typing_extensions import Doc
 
 from unmask.colour import ColourConfig
 from unmask.data.batch import Batch, CropConfig
-from unmask.methods.base import Inspection, Losses, Method, MethodConfig, MethodInfo, two_crops, two_views
+from unmask.methods.base import Inspection, Method, MethodConfig, MethodInfo, two_crops, two_views
 from unmask.methods.siamese import BYOL_FIRST, BYOL_SECOND, image_feature, second_view
 from unmask.models.build import build_encoder
 from unmask.models.encoder import Encoder
@@ -41,6 +41,7 @@ from unmask.models.vit import VitEncoder
 from unmask.objectives.contrastive import batch_infonce
 from unmask.optimisation import OptimizerConfig, ParameterRule
 from unmask.schedule import Schedule
+from unmask.trainee import Losses
 from unmask.views import Views
 
 

@@ -37,13 +37,11 @@ from unmask.data.batch import Batch, CropConfig
 from unmask.masking import MaskConfig, sample_mask
 from unmask.methods.base import (
     Inspection,
-    Losses,
     MaskedMethodConfig,
     Method,
     MethodConfig,
     MethodInfo,
     check_mask,
-    one_dimensional,
 )
 from unmask.methods.multi_crop import (
     MultiCropConfig,
@@ -62,6 +60,7 @@ from unmask.models.target import ema_update_, frozen_copy
 from unmask.objectives.clustering import assignment_entropy, idle_prototypes, log_assignment, mean_entropy, sinkhorn
 from unmask.optimisation import OptimizerConfig, ParameterRule
 from unmask.schedule import Schedule
+from unmask.trainee import Losses, one_dimensional
 from unmask.views import generators
 
 

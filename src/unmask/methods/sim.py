@@ -40,14 +40,12 @@ from unmask.data.batch import Batch, CropConfig
 from unmask.masking import MaskConfig, sample_mask
 from unmask.methods.base import (
     Inspection,
-    Losses,
     MaskedMethodConfig,
     Method,
     MethodConfig,
     MethodInfo,
     check_mask,
     crop_pair,
-    one_dimensional,
     two_crops,
 )
 from unmask.methods.siamese import BYOL_FIRST, BYOL_SECOND, second_view
@@ -60,6 +58,7 @@ from unmask.models.target import ema_update_, frozen_copy, stop_dropping_
 from unmask.objectives.distillation import unigrad
 from unmask.optimisation import OptimizerConfig, ParameterRule
 from unmask.schedule import Schedule
+from unmask.trainee import Losses, one_dimensional
 from unmask.views import Views, flip, generators, normalise_, to_float
 
 

@@ -25,11 +25,9 @@ from unmask.colour import ColourConfig
 from unmask.data.batch import Batch, CropConfig
 from unmask.methods.base import (
     Inspection,
-    Losses,
     Method,
     MethodConfig,
     MethodInfo,
-    one_dimensional,
     two_crops,
     two_views,
 )
@@ -39,6 +37,7 @@ from unmask.models.encoder import Encoder
 from unmask.models.heads import MLPHead, MLPHeadConfig
 from unmask.objectives.contrastive import ntxent
 from unmask.optimisation import OptimizerConfig, ParameterRule
+from unmask.trainee import Losses, one_dimensional
 from unmask.views import Views
 
 COLOUR = ColourConfig(brightness=0.8, contrast=0.8, saturation=0.8, hue=0.2, jitter_p=0.8, grey_p=0.2, blur_p=0.5)

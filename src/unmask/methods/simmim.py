@@ -22,14 +22,12 @@ from unmask.data.batch import Batch, CropConfig
 from unmask.masking import MaskConfig
 from unmask.methods.base import (
     Inspection,
-    Losses,
     MaskedMethodConfig,
     Method,
     MethodConfig,
     MethodInfo,
     check_mask,
     one_crop,
-    one_dimensional,
     shared_views,
 )
 from unmask.models.build import build_encoder
@@ -37,6 +35,7 @@ from unmask.models.encoder import Encoder
 from unmask.models.encoder_config import EncoderConfig
 from unmask.objectives.reconstruction import absolute_error_per_pixel, patchify, unpatchify
 from unmask.optimisation import OptimizerConfig, ParameterRule
+from unmask.trainee import Losses, one_dimensional
 from unmask.views import Views
 
 

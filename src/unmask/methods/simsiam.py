@@ -26,13 +26,14 @@ from typing_extensions import Doc
 
 from unmask.colour import ColourConfig
 from unmask.data.batch import Batch, CropConfig
-from unmask.methods.base import Inspection, Losses, Method, MethodConfig, MethodInfo, two_crops, two_views
+from unmask.methods.base import Inspection, Method, MethodConfig, MethodInfo, two_crops, two_views
 from unmask.methods.siamese import image_feature, second_view
 from unmask.models.build import build_encoder
 from unmask.models.encoder import Encoder
 from unmask.models.heads import MLPHead, MLPHeadConfig
 from unmask.objectives.distillation import cosine_distance
 from unmask.optimisation import OptimizerConfig, ParameterRule
+from unmask.trainee import Losses
 from unmask.views import Views
 
 COLOUR = ColourConfig(brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1, jitter_p=0.8, grey_p=0.2, blur_p=0.5)

@@ -37,13 +37,11 @@ from unmask.data.batch import Batch, CropConfig
 from unmask.masking import disjoint_masks
 from unmask.methods.base import (
     Inspection,
-    Losses,
     Method,
     MethodConfig,
     MethodInfo,
     check_size,
     one_crop,
-    one_dimensional,
     only_crop,
 )
 from unmask.methods.tokens import TokenViews
@@ -57,6 +55,7 @@ from unmask.models.tokenizers.file import open_tokenizer
 from unmask.objectives.contrastive import ntxent
 from unmask.objectives.reconstruction import patchify
 from unmask.optimisation import OptimizerConfig, ParameterRule
+from unmask.trainee import Losses, one_dimensional
 from unmask.views import denormalise, generators, shared_crop_views
 
 

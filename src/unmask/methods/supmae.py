@@ -29,14 +29,12 @@ from unmask.data.sources import Source
 from unmask.masking import MaskConfig
 from unmask.methods.base import (
     Inspection,
-    Losses,
     MaskedMethodConfig,
     Method,
     MethodConfig,
     MethodInfo,
     check_mask,
     one_crop,
-    one_dimensional,
     shared_views,
 )
 from unmask.methods.mae import paint
@@ -47,6 +45,7 @@ from unmask.models.encoder_config import EncoderConfig
 from unmask.models.heads import MLPHead, MLPHeadConfig
 from unmask.objectives.reconstruction import mean_squared_error, normalise_patches, patchify
 from unmask.optimisation import OptimizerConfig, ParameterRule
+from unmask.trainee import Losses, one_dimensional
 from unmask.views import Views
 
 

@@ -41,14 +41,12 @@ from unmask.data.batch import Batch, CropConfig
 from unmask.masking import MaskConfig
 from unmask.methods.base import (
     Inspection,
-    Losses,
     MaskedMethodConfig,
     Method,
     MethodConfig,
     MethodInfo,
     check_mask,
     one_crop,
-    one_dimensional,
     shared_views,
 )
 from unmask.models.adapter import ConditionalAdapter
@@ -59,6 +57,7 @@ from unmask.models.encoder_config import EncoderConfig
 from unmask.models.frozen import FrozenTeacher, salient_patches
 from unmask.objectives.reconstruction import mean_squared_error, normalise_patches
 from unmask.optimisation import OptimizerConfig, ParameterRule
+from unmask.trainee import Losses, one_dimensional
 from unmask.views import Views, denormalise
 
 

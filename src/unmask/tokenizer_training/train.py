@@ -164,7 +164,7 @@ class _Run:
         self._resume()
         images_BCHW = self._sample()
         if self.step < self.total:
-            with RunProgress(self.console, total=self.total, start=self.step) as progress:
+            with RunProgress(self.console, "training", total=self.total, start=self.step) as progress:
                 self._loop(images_BCHW, progress)
         if self.step < self.total:
             if self.saved_step != self.step:

@@ -9,16 +9,15 @@ import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Generic, Literal
 
 import torch
 from torch import Tensor
 from typing_extensions import Doc
 
-from unmask.data.batch import Batch
 from unmask.errors import Failure
-from unmask.methods.base import Losses, Method
 from unmask.optimisation import build_optimizer, finish_gradients, set_rates
+from unmask.trainee import B, Losses, Trainee
 from unmask.training.checkpoint import (
     Checkpoint,
     load_module_tensors,
@@ -26,7 +25,6 @@ from unmask.training.checkpoint import (
     module_tensors,
     optimizer_tensors,
 )
-from unmask.views import Views
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
@@ -122,20 +120,22 @@ def choose_precision(precision: Precision, device: torch.device) -> torch.dtype 
     return {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
 
 
-class Trainer:
-    """A method with its optimizer and scaler, and the number of steps taken."""
+class Trainer(Generic[B]):
+    """A method, or another trainee, with its optimizer and scaler, and the number of steps taken."""
 
-    def __init__(self, method: Method, config: TrainingConfig, *, steps_per_epoch: int, device: torch.device) -> None:
-        self.method = method.to(device).train()
+    def __init__(
+        self, trainee: Trainee[B, Any], config: TrainingConfig, *, steps_per_epoch: int, device: torch.device
+    ) -> None:
+        self.trainee = trainee.to(device).train()
         self.config = config
         self.device = device
         self.step = 0
         self.total_steps = max(1, round(config.epochs * steps_per_epoch))
         self.dtype = choose_precision(config.precision, device)
-        self.optimizer = build_optimizer(method, method.rule, method.config.optimizer)
+        self.optimizer = build_optimizer(trainee, trainee.rule, trainee.optimizer_config)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
-        self._losses: Callable[[Views, float], Losses] = (
-            torch.compile(method.losses) if config.compile else method.losses
+        self._losses: Callable[[Any, float], Losses] = (
+            torch.compile(trainee.losses) if config.compile else trainee.losses
         )
 
     @property
@@ -143,14 +143,14 @@ class Trainer:
         """Share of all steps that were taken."""
         return self.step / self.total_steps
 
-    def train_step(self, batches: Sequence[Batch]) -> StepResult:
+    def train_step(self, batches: Sequence[B]) -> StepResult:
         """One optimizer step on `batches`, the parts of one batch: forward, backward, clip, step, move the target."""
-        settings, progress = self.method.config.optimizer, self.progress
+        settings, progress = self.trainee.optimizer_config, self.progress
         rate = settings.at(progress, batch_size=self.config.batch_size, epochs=self.config.epochs)
         peak = settings.peak(self.config.batch_size)
         set_rates(self.optimizer, rate=rate, peak=peak, weight_decay=settings.weight_decay_at(progress))
-        if self.method.target_moves == "before step":
-            self.method.update_target(progress)
+        if self.trainee.target_moves == "before step":
+            self.trainee.update_target(progress)
         self.optimizer.zero_grad(set_to_none=True)
         sums: dict[str, Tensor] = {}
         for batch in batches:
@@ -159,7 +159,7 @@ class Trainer:
             torch.manual_seed(batch.seed)
             on_device = batch.to(self.device)
             with torch.no_grad():
-                views = self.method.make_views(on_device)
+                views = self.trainee.make_views(on_device)
             with self._autocast():
                 losses = {name: loss / len(batches) for name, loss in self._losses(views, progress).items()}
                 total = torch.stack(list(losses.values())).sum()
@@ -174,8 +174,8 @@ class Trainer:
         self._require_finite(named, gradient_norm, batches)
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        if self.method.target_moves == "after step":
-            self.method.update_target(progress)
+        if self.trainee.target_moves == "after step":
+            self.trainee.update_target(progress)
         self.step += 1
         return StepResult(loss=sum(values), losses=named, gradient_norm=gradient_norm, lr=rate)
 
@@ -184,7 +184,7 @@ class Trainer:
             return nullcontext()
         return torch.autocast(self.device.type, self.dtype)
 
-    def _require_finite(self, losses: dict[str, float], norm: float, batches: Sequence[Batch]) -> None:
+    def _require_finite(self, losses: dict[str, float], norm: float, batches: Sequence[B]) -> None:
         bad = [name for name, value in losses.items() if not _finite(value)]
         # With fp16 an infinite gradient is the scaler's business: it skips the step and lowers its scale.
         if not bad and (_finite(norm) or self.scaler.is_enabled()):
@@ -199,12 +199,12 @@ class Trainer:
 
     def state(self, values: dict[str, Any]) -> Checkpoint:
         """Everything that the rest of the run depends on, and `values` beside it."""
-        tensors = module_tensors(self.method) | optimizer_tensors(self.optimizer)
+        tensors = module_tensors(self.trainee) | optimizer_tensors(self.optimizer)
         return Checkpoint(tensors, values | {"step": self.step, "scaler": self.scaler.state_dict()})
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Go on from a checkpoint of the same method."""
-        load_module_tensors(self.method, checkpoint.tensors)
+        load_module_tensors(self.trainee, checkpoint.tensors)
         load_optimizer_tensors(self.optimizer, checkpoint.tensors)
         self.scaler.load_state_dict(checkpoint.values["scaler"])
         self.step = int(checkpoint.values["step"])
