@@ -35,6 +35,7 @@ ORDER = (
     "models",
     "objectives",
     "methods",
+    "tasks",
     "training",
     "evaluation",
     "interop",

@@ -13,6 +13,7 @@ D width.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -200,6 +201,10 @@ class HybridNetwork(nn.Module):
         xavier_linears_(self.blocks)
         xavier_linears_(self.proj)
         nn.init.xavier_uniform_(self.embed.proj.weight)
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Which layer each parameter belongs to, as timm's networks say it: the stages of convolutions are the stem."""
+        return {"stem": r"^pos_embed|stages|embed|proj", "blocks": [(r"^blocks\.(\d+)", None), (r"^norm", (99999,))]}
 
 
 class HybridEncoder(Encoder):

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -123,6 +124,10 @@ class PixelNetwork(nn.Module):
             layer = name.split(".")[-2]
             if layer in deviations:
                 nn.init.normal_(weight, std=deviations[layer])
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Which layer each parameter belongs to, as timm's networks say it."""
+        return {"stem": r"^pos_embed|start|embed", "blocks": [(r"^blocks\.(\d+)", None), (r"^norm", (99999,))]}
 
 
 class PixelEncoder(Encoder):
