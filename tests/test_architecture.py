@@ -47,6 +47,7 @@ ORDER = (
     "run_folder",
     "run_loop",
     "pretrain",
+    "supervised",
     "evaluate",
     "study",
     "run_report",

@@ -13,14 +13,14 @@ from safetensors.torch import load_file, save_file
 
 from tiny_runs import draw_images, tiny_config
 from unmask.data.sources import labelled
-from unmask.evaluate import EvaluationSettings, Protocol, compare, evaluate, random_start
+from unmask.evaluate import EvaluationSettings, Protocol, compare, evaluate
 from unmask.evaluation.full_linear import FullLinearConfig
 from unmask.evaluation.knn import KnnConfig, knn
 from unmask.evaluation.linear import LinearConfig
 from unmask.evaluation.metrics import Score
 from unmask.evaluation.protocols import encoder_features
 from unmask.models.pretrained import open_encoder
-from unmask.pretrain import build_method, pretrain
+from unmask.pretrain import build_method, pretrain, random_start
 from unmask.run_folder import RunFolder
 
 CPU = torch.device("cpu")

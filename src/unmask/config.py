@@ -7,7 +7,7 @@ import difflib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args, get_origin
+from typing import Any, Literal, Protocol, TypeVar, get_args, get_origin, runtime_checkable
 
 import cattrs
 from cattrs.errors import ClassValidationError, ForbiddenExtraKeysError
@@ -35,13 +35,17 @@ class RunConfig:
         return {"format": FORMAT, **dataclasses.asdict(self)}
 
 
-def save_config(config: RunConfig, path: Path) -> None:
-    """Write config.json."""
-    path.write_text(json.dumps(config.as_dict(), indent=2) + "\n")
+@runtime_checkable
+class Configuration(Protocol):
+    """What defines a run of any kind."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, as in config.json."""
+        ...
 
 
-def load_config(path: Path) -> RunConfig:
-    """Read config.json. ValueError, with one sentence, for anything that is not exactly a RunConfig."""
+def read_values(path: Path) -> dict[str, Any]:
+    """The JSON object in a file, of the format that this version reads. ValueError with one sentence."""
     try:
         values = json.loads(path.read_text())
     except OSError as error:
@@ -50,6 +54,17 @@ def load_config(path: Path) -> RunConfig:
         raise ValueError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(values, dict) or values.get("format") != FORMAT:
         raise ValueError(f"{path} is not a run configuration of format {FORMAT}")
+    return values
+
+
+def save_config(config: Configuration, path: Path) -> None:
+    """Write config.json."""
+    path.write_text(json.dumps(config.as_dict(), indent=2) + "\n")
+
+
+def load_config(path: Path) -> RunConfig:
+    """Read config.json. ValueError, with one sentence, for anything that is not exactly a RunConfig."""
+    values = read_values(path)
     missing = [key for key in ("data", "method", "settings", "training") if key not in values]
     if missing:
         raise ValueError(f"{path} lacks {missing[0]!r}")

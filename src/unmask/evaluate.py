@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Literal
 
 import torch
+from torch import Tensor
 
+from unmask.data.multilabel import MultiLabelSource
 from unmask.data.sources import Source
-from unmask.evaluation.features import FeatureExtractor, pixel_extractor
+from unmask.evaluation.features import FeatureExtractor, Features, pixel_extractor
 from unmask.evaluation.full_linear import FullLinearConfig, full_linear
 from unmask.evaluation.knn import KnnConfig, knn
 from unmask.evaluation.linear import LinearConfig, quick_linear
 from unmask.evaluation.metrics import Score, gap_noise
+from unmask.evaluation.multilabel import MultiLabelScore, multilabel_linear
 from unmask.evaluation.protocols import features_at_size_of
-from unmask.models.build import build_encoder
 from unmask.models.encoder import Encoder
 from unmask.models.pretrained import Pooling, PretrainedEncoder, open_encoder
-from unmask.pretrain import build_method, exported_encoder
-from unmask.run_folder import RunFolder
+from unmask.pretrain import random_start
 
 Protocol = Literal["knn", "linear", "full-linear"]
 Network = Literal["pixels", "random", "pretrained"]
@@ -34,7 +35,7 @@ class Evaluation:
 
     protocol: Protocol
     network: Network
-    score: Score
+    score: Score | MultiLabelScore
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,21 +52,6 @@ class EvaluationSettings:
     device: torch.device
 
 
-def random_start(spec: str, trained: PretrainedEncoder) -> PretrainedEncoder:
-    """The encoder as it was before training: a run's own start; for other encoders one of the same shape."""
-    folder = RunFolder(Path(spec))
-    if folder.config_file.exists():
-        config = folder.config()
-        return exported_encoder(build_method(config), f"{spec} at its random start")
-    torch.manual_seed(0)
-    return PretrainedEncoder(
-        encoder=build_encoder(trained.encoder.config, mask_token=False),
-        mean=trained.mean,
-        std=trained.std,
-        origin="random start",
-    )
-
-
 def evaluate(
     spec: str,
     halves: tuple[Source, Source],
@@ -74,19 +60,25 @@ def evaluate(
     floors: bool,
     on_start: Callable[[Network], None],
 ) -> Iterator[Evaluation]:
-    """Scores of raw pixels, the random start (both with `floors`) and the encoder that `spec` names, one by one."""
+    """Scores of raw pixels, the random start (both with `floors`) and the encoder that `spec` names, one by one.
+
+    Images with several classes each (`MultiLabelSource`) are for the quick linear probe alone; ValueError for others.
+    """
     trained = open_encoder(spec)
-    height, width = trained.encoder.image_size
-    networks: list[tuple[Network, FeatureExtractor]] = []
-    if floors:
-        networks.append(("pixels", pixel_extractor(min(PIXEL_SIDE, height, width))))
-        start = random_start(spec, trained).to(settings.device)
-        networks.append(("random", partial(start.features, pooling=settings.pooling)))
-    networks.append(("pretrained", partial(trained.to(settings.device).features, pooling=settings.pooling)))
-    for network, extractor in networks:
+    for network, extractor in feature_extractors(spec, trained, settings, floors=floors):
         on_start(network)
         score = _score(extractor, halves, settings, trained.encoder)
         yield Evaluation(protocol=settings.protocol, network=network, score=score)
+
+
+def feature_extractors(
+    spec: str, trained: PretrainedEncoder, settings: EvaluationSettings, *, floors: bool
+) -> Iterator[tuple[Network, FeatureExtractor]]:
+    """Raw pixels and the random start (both with `floors`), then the encoder, each on the settings' device."""
+    if floors:
+        yield "pixels", pixel_extractor(min(PIXEL_SIDE, *trained.encoder.image_size))
+        yield "random", partial(random_start(spec, trained).to(settings.device).features, pooling=settings.pooling)
+    yield "pretrained", partial(trained.to(settings.device).features, pooling=settings.pooling)
 
 
 def _score(
@@ -94,7 +86,7 @@ def _score(
     halves: tuple[Source, Source],
     settings: EvaluationSettings,
     encoder: Encoder,
-) -> Score:
+) -> Score | MultiLabelScore:
     if settings.protocol == "full-linear":
         height, width = encoder.image_size
         return full_linear(
@@ -109,15 +101,37 @@ def _score(
             device=settings.device,
         ).score
     train, test = (features_at_size_of(encoder, extractor, half, workers=settings.workers) for half in halves)
+    targets = [_targets(half, found) for half, found in zip(halves, (train, test), strict=True)]
     if settings.protocol == "knn":
         return knn(train, test, settings.knn, device=settings.device)
+    if targets[0] is not None and targets[1] is not None:
+        return multilabel_linear(
+            train.x_ND, targets[0], test.x_ND, targets[1], settings.linear, settings.seed, settings.device
+        ).score
     return quick_linear(train, test, settings.linear, settings.seed, device=settings.device).score
 
 
-def compare(better: Score, floor: Score, name: str) -> str:
+def _targets(half: Source, features: Features) -> Tensor | None:
+    """Which classes each image with features has; None where every image has one class."""
+    return torch.from_numpy(half.targets_NK)[features.indices_N] if isinstance(half, MultiLabelSource) else None
+
+
+def compare(better: Score | MultiLabelScore, floor: Score | MultiLabelScore, name: str) -> str:
     """A sentence on whether `better` is above `floor`, beyond what another test set of this size could turn round."""
-    gap = better.top1 - floor.top1
-    noise = gap_noise(better, floor)
+    if isinstance(better, Score) and isinstance(floor, Score):
+        return gap_sentence(better.top1 - floor.top1, gap_noise(better, floor), name)
+    assert isinstance(better, MultiLabelScore)
+    assert isinstance(floor, MultiLabelScore)
+    return gap_sentence(better.mean_ap - floor.mean_ap, interval_noise(better.interval, floor.interval), name)
+
+
+def interval_noise(first: tuple[float, float], second: tuple[float, float]) -> float:
+    """Half the 95 % interval of the difference of two scores, from their own intervals, as if of independent sets."""
+    return math.hypot((first[1] - first[0]) / 2, (second[1] - second[0]) / 2)
+
+
+def gap_sentence(gap: float, noise: float, name: str) -> str:
+    """What a gap of so many points against `name` is worth beside the noise of the test set."""
     if gap > noise:
         verdict = "clearly better"
     elif gap < -noise:

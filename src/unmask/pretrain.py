@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from unmask.evaluation.protocols import encoder_features, labelled_or_none
 from unmask.masking import masked_count
 from unmask.methods import find_method
 from unmask.methods.base import MaskedMethodConfig, Method
+from unmask.models.build import build_encoder
 from unmask.models.convolutional import ConvEncoder, refuse_masks
 from unmask.models.pretrained import PretrainedEncoder, encoder_file
 from unmask.run_folder import RunFolder
@@ -42,6 +44,21 @@ def build_method(config: RunConfig) -> Method:
 def exported_encoder(method: Method, origin: str) -> PretrainedEncoder:
     """What a method has learnt, ready for evaluation. The encoder is shared with the method, not copied."""
     return PretrainedEncoder(encoder=method.exported(), mean=method.config.mean, std=method.config.std, origin=origin)
+
+
+def random_start(spec: str, trained: PretrainedEncoder) -> PretrainedEncoder:
+    """The encoder as it was before training: a run's own start; for other encoders one of the same shape."""
+    folder = RunFolder(Path(spec))
+    if folder.config_file.exists():
+        config = folder.config()
+        return exported_encoder(build_method(config), f"{spec} at its random start")
+    torch.manual_seed(0)
+    return PretrainedEncoder(
+        encoder=build_encoder(trained.encoder.config, mask_token=False),
+        mean=trained.mean,
+        std=trained.std,
+        origin="random start",
+    )
 
 
 def pretrain(config: RunConfig, folder: RunFolder, console: Console) -> Outcome:

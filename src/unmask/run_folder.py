@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from unmask.config import RunConfig, load_config, save_config
+from unmask.config import Configuration, RunConfig, load_config, read_values, save_config
 from unmask.training.checkpoint import (
     Checkpoint,
     CheckpointError,
@@ -74,10 +74,16 @@ class RunFolder:
             raise ValueError(f"{self.path} is not a run folder: it has no config.json")
         return load_config(self.config_file)
 
-    def claim(self, config: RunConfig) -> None:
+    def values(self) -> dict[str, Any]:
+        """What config.json holds, unchecked. ValueError where the folder holds no run or no JSON."""
+        if not self.config_file.exists():
+            raise ValueError(f"{self.path} is not a run folder: it has no config.json")
+        return read_values(self.config_file)
+
+    def claim(self, config: Configuration) -> None:
         """Make the folder this run's, or find that it already is. ValueError where it holds something else."""
         if self.config_file.exists():
-            difference = first_difference(self.config(), config)
+            difference = first_difference(self.values(), config.as_dict())
             if difference is not None:
                 raise ValueError(f"{self.path} holds another run ({difference}); choose another --out")
             return
@@ -150,6 +156,14 @@ class RunFolder:
         aside.write_text("".join(kept), encoding="utf-8")
         os.replace(aside, self.log_file)
 
+    def write_report(self, page: str) -> Path:
+        """Write the page; returns its path. ValueError where it cannot be written."""
+        try:
+            self.report_file.write_text(page, encoding="utf-8", errors="backslashreplace")
+        except OSError as error:
+            raise ValueError(f"cannot write {self.report_file} ({_reason(error)})") from error
+        return self.report_file
+
     def write_bad_files(self, bad: dict[str, str]) -> None:
         """List unreadable images, one a line: name, tab, reason."""
         if bad:
@@ -164,8 +178,8 @@ def _reason(error: OSError) -> str:
     return (error.strerror or "error").lower()
 
 
-def first_difference(old: RunConfig, new: RunConfig) -> str | None:
-    """The first thing in which two runs compute something else, in words; None where they are the same run."""
+def first_difference(old: dict[str, Any], new: dict[str, Any]) -> str | None:
+    """The first thing in which two configurations compute something else, in words; None where they are the same."""
 
     def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         flat: dict[str, Any] = {}
@@ -176,7 +190,7 @@ def first_difference(old: RunConfig, new: RunConfig) -> str | None:
                 flat[prefix + key] = list(value) if isinstance(value, tuple) else value
         return flat
 
-    before, after = flatten(old.as_dict()), flatten(new.as_dict())
+    before, after = flatten(old), flatten(new)
     for key in (*before, *(key for key in after if key not in before)):
         if key.removeprefix("training.") in EXECUTION:
             continue

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from time import monotonic
-from typing import Any, Generic, Literal, Protocol, TypeVar
+from typing import Any, Generic, Literal, Protocol, TypeVar, runtime_checkable
 
 from rich.console import Console
 
@@ -36,6 +36,7 @@ class Outcome:
 BatchOut = TypeVar("BatchOut", covariant=True)
 
 
+@runtime_checkable
 class Batches(Protocol[BatchOut]):
     """A loader: the parts of each step's batch, one after the other, and the files that could not be used so far."""
 

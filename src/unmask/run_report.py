@@ -79,11 +79,7 @@ def write_report(folder: RunFolder) -> Path:
         versions={"unmask": __version__, "python": platform.python_version()}
         | {name: version(name) for name in ("torch", "torchvision", "timm")},
     )
-    try:
-        folder.report_file.write_text(render_page(page), encoding="utf-8", errors="backslashreplace")
-    except OSError as error:
-        raise ValueError(f"cannot write {folder.report_file} ({(error.strerror or 'error').lower()})") from error
-    return folder.report_file
+    return folder.write_report(render_page(page))
 
 
 def _verdict(scores: tuple[Accuracy, ...]) -> str:

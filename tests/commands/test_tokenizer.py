@@ -115,10 +115,14 @@ def test_stopped_and_killed_runs_end_as_unbroken_ones(tmp_path: Path) -> None:
     assert [(record["step"], record["losses"]) for record in steps] == [
         (record["step"], record["losses"]) for record in expected
     ]
-    # Once more: nothing is left to do.
-    before = broken.read_bytes()
-    assert main(train(data, broken, *options)) == 0
-    assert broken.read_bytes() == before
+    # Once more, and with the checkpoints cleared away: nothing is left to do, and the same is said.
+    before, said = broken.read_bytes(), ended.out.splitlines()[-3:]
+    for _ in range(2):
+        again = CommandProcess(train(data, broken, *options), tmp_path).end()
+        assert (again.code, again.out.splitlines()[4:]) == (0, said)
+        assert broken.read_bytes() == before
+        for path in (run / "checkpoints").iterdir():
+            path.unlink()
 
 
 @pytest.mark.parametrize(
@@ -160,11 +164,12 @@ def test_what_lies_there_is_never_overwritten(
     out.unlink()
     assert main(train(photo_folder, out, *CONV)) == 0
     capsys.readouterr()
-    assert main(train(photo_folder, out, *CONV, "--seed", "1")) == 2
-    assert capsys.readouterr().err == f"unmask: {out} is of another run (its seed is 0, not 1); choose another --out\n"
-    (out.with_suffix("") / "config.json").write_text(json.dumps({"format": 1}))
-    assert main(train(photo_folder, out, *CONV)) == 2
     folder = out.with_suffix("")
+    assert main(train(photo_folder, out, *CONV, "--seed", "1")) == 2
+    sentence = f"{folder} holds another run (its seed is 0, not 1); choose another --out"
+    assert capsys.readouterr().err == f"unmask: {sentence}\n"
+    (folder / "config.json").write_text(json.dumps({"format": 1}))
+    assert main(train(photo_folder, out, *CONV)) == 2
     assert capsys.readouterr().err == f"unmask: {folder} is not the folder of a tokenizer; choose another --out\n"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from dataclasses import replace
 from typing import Any
@@ -10,7 +11,8 @@ import pytest
 
 from unmask.models.tokenizers.dvae import DVAEConfig
 from unmask.optimisation import OptimizerConfig
-from unmask.tokenizer_training.config import OPTIMIZERS, TokenizerTrainingConfig, first_difference
+from unmask.run_folder import first_difference
+from unmask.tokenizer_training.config import OPTIMIZERS, TokenizerTrainingConfig
 
 CONFIG = TokenizerTrainingConfig(
     data="photos",
@@ -27,7 +29,7 @@ CONFIG = TokenizerTrainingConfig(
 
 def test_runs_that_compute_the_same_are_the_same() -> None:
     same = replace(CONFIG, workers=4, device="cpu", log_every=3, checkpoint_every=7)
-    assert first_difference(CONFIG.as_json(), same.as_json()) is None
+    assert first_difference(CONFIG.as_dict(), same.as_dict()) is None
 
 
 @pytest.mark.parametrize(
@@ -40,7 +42,15 @@ def test_runs_that_compute_the_same_are_the_same() -> None:
     ],
 )
 def test_the_first_difference_is_named(changes: dict[str, Any], sentence: str) -> None:
-    assert first_difference(CONFIG.as_json(), replace(CONFIG, **changes).as_json()) == sentence
+    assert first_difference(CONFIG.as_dict(), replace(CONFIG, **changes).as_dict()) == sentence
+
+
+def test_the_trainer_gets_what_was_configured() -> None:
+    changed: dict[str, Any] = {"epochs": 3.0, "seed": 5, "device": "cpu", "precision": "bf16", "log_every": 2}
+    changed |= {"checkpoint_every": 7, "max_bad_share": 0.5, "batch_size": 6, "workers": 1}
+    training = dataclasses.asdict(replace(CONFIG, **changed).training)
+    assert {name: training.pop(name) for name in changed} == changed
+    assert training == {"accumulate": 1, "compile": False, "keep_every": 0, "evaluate_every": 0.0}
 
 
 @pytest.mark.parametrize(

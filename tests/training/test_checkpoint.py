@@ -257,7 +257,7 @@ def test_a_module_and_its_optimizer_go_on_as_if_never_stopped(tmp_path: Path) ->
 def test_tensors_of_another_module_are_refused() -> None:
     tensors = module_tensors(nn.Linear(3, 2))
     for other in (nn.Linear(3, 4), nn.LayerNorm(2), Net()):
-        with pytest.raises(CheckpointError, match="of another method or another encoder"):
+        with pytest.raises(CheckpointError, match="of another kind of run or another encoder"):
             load_module_tensors(other, tensors)
 
 

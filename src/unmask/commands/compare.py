@@ -12,8 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from typing_extensions import Doc
 
-from unmask.commands.parse import parse
-from unmask.commands.pretrain import STOPPED
+from unmask.commands.parse import STOPPED, parse
 from unmask.data.sources import labelled
 from unmask.methods import METHODS
 from unmask.report.comparison import Line, dot_plot, markdown, ordered, sentences

@@ -13,6 +13,8 @@ from typing import TypeVar
 import tyro
 
 T = TypeVar("T")
+STOPPED = 75
+"""Exit code of a run that was stopped by a signal and can be resumed."""
 _KINDS = {
     "INT": "a whole number",
     "FLOAT": "a number",
@@ -42,6 +44,17 @@ def parse(cls: type[T], arguments: Sequence[str], *, command: str, default: T | 
         raise ValueError(_unknown(unknown[0], cls, command, default))
     assert parsed is not None
     return parsed
+
+
+def given(arguments: Sequence[str], option: str) -> str | None:
+    """The value of an option before the line is parsed, where what follows depends on it; None without it."""
+    value = None
+    for position, argument in enumerate(arguments):
+        if argument == option and position + 1 < len(arguments):
+            value = arguments[position + 1]
+        elif argument.startswith(f"{option}="):
+            value = argument.partition("=")[2]
+    return value
 
 
 def _unknown(argument: str, cls: type[T], command: str, default: T | None) -> str:

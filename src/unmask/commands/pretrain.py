@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from typing_extensions import Doc
 
-from unmask.commands.parse import parse
+from unmask.commands.parse import STOPPED, given, parse
 from unmask.config import RunConfig, load_config
 from unmask.data.sources import Source, open_source
 from unmask.data.statistics import first_readable
@@ -25,8 +25,6 @@ from unmask.recipes import find_recipe
 from unmask.run_folder import RunFolder
 from unmask.run_report import write_report
 from unmask.training.trainer import TrainingConfig, TrainingOptions, choose_device
-
-STOPPED = 75
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,20 +79,9 @@ def run(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _peek(arguments: Sequence[str], option: str) -> str | None:
-    """The value of an option before the line is parsed: what follows depends on it."""
-    value = None
-    for position, argument in enumerate(arguments):
-        if argument == option and position + 1 < len(arguments):
-            value = arguments[position + 1]
-        elif argument.startswith(f"{option}="):
-            value = argument.partition("=")[2]
-    return value
-
-
 def _base(arguments: Sequence[str]) -> RunConfig | None:
     """The configuration that --config or --recipe begins with."""
-    file, recipe = _peek(arguments, "--config"), _peek(arguments, "--recipe")
+    file, recipe = given(arguments, "--config"), given(arguments, "--recipe")
     if file is not None and recipe is not None:
         raise ValueError("--config and --recipe exclude each other")
     if file is not None:
@@ -104,7 +91,7 @@ def _base(arguments: Sequence[str]) -> RunConfig | None:
 
 def _defaults(arguments: Sequence[str], base: RunConfig | None) -> Pretrain:
     """What the options are where the user gives none."""
-    asked = _peek(arguments, "--method")
+    asked = given(arguments, "--method")
     if base is None:
         name = asked or "conmim"
         return Pretrain(data=tyro.MISSING, method_name=name, settings=find_method(name).Config())

@@ -14,6 +14,8 @@ from typing_extensions import Doc
 from unmask.commands.parse import parse
 from unmask.run_folder import RunFolder
 from unmask.run_report import write_report
+from unmask.supervised.config import is_supervised
+from unmask.supervised.report import write_supervised_report
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +28,7 @@ class Report:
 def run(arguments: Sequence[str]) -> int:
     """The exit code of `unmask report`."""
     command = parse(Report, arguments, command="report")
-    page = write_report(RunFolder(command.run))
+    folder = RunFolder(command.run)
+    page = write_supervised_report(folder) if is_supervised(folder.values()) else write_report(folder)
     Console(soft_wrap=True).print(str(page), highlight=False, markup=False)
     return 0

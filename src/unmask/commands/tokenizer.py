@@ -12,8 +12,7 @@ import tyro
 from rich.console import Console
 from typing_extensions import Doc
 
-from unmask.commands.parse import parse
-from unmask.commands.pretrain import STOPPED
+from unmask.commands.parse import STOPPED, parse
 from unmask.data.sources import Source, open_source
 from unmask.data.statistics import first_readable, median_size
 from unmask.defaults import FULL_SIZE, default_batch, default_patch, default_workers
@@ -24,7 +23,7 @@ from unmask.models.tokenizers.vq import VQConfig
 from unmask.models.tokenizers.vqkd import VQKDConfig
 from unmask.optimisation import OptimizerConfig
 from unmask.tokenizer_training.config import KINDS, OPTIMIZERS, Kind, TokenizerOptions, TokenizerTrainingConfig
-from unmask.tokenizer_training.train import train_tokenizer, work_folder
+from unmask.tokenizer_training.train import final_quality, train_tokenizer, work_folder
 from unmask.training.trainer import choose_device
 
 FULL_VOCABULARY = 8192
@@ -91,11 +90,11 @@ def run(arguments: Sequence[str]) -> int:
             f"stopped by {outcome.signal} at step {outcome.step}, all saved; the same command resumes", highlight=False
         )
         return STOPPED
-    assert outcome.quality is not None
-    lines = [f"quality:   {outcome.quality}", f"tokenizer: {out}"]
-    if outcome.picture is not None:
-        lines.append(f"picture:   {outcome.picture}")
-    warning = outcome.quality.warning()
+    quality = final_quality(folder)
+    lines = [f"quality:   {quality}", f"tokenizer: {out}"]
+    if quality.pixels:
+        lines.append(f"picture:   {out.with_suffix('.png')}")
+    warning = quality.warning()
     if warning is not None:
         lines.append(f"warning:   {warning}")
     console.print("\n".join(lines), highlight=False, markup=False)

@@ -88,14 +88,18 @@ def crop_image(
     return pixels, placed
 
 
-def center_crop(opened: OpenImage, height: int, width: int, *, channels: int) -> UInt8[Tensor, "C H W"]:
-    """The usual evaluation crop: the middle of the image, 224 / 256 of it as far as the shape allows.
+def center_crop(
+    opened: OpenImage, height: int, width: int, *, channels: int, crop_ratio: float | None = None
+) -> UInt8[Tensor, "C H W"]:
+    """The usual evaluation crop: the middle of the image, `crop_ratio` of it as far as the shape allows.
 
-    That is a resize of the shorter side to 256 / 224 of the crop's and a central crop, as one cut and one
-    resize; its place is within a pixel of torchvision's. Crops up to 64 pixels lose no margin. Raises
-    DecodeError.
+    That is a resize of the shorter side to 1 / `crop_ratio` of the crop's and a central crop, as one cut and one
+    resize; its place is within a pixel of torchvision's. None is 224 / 256, and 1 for crops up to 64 pixels, which
+    lose no margin. Raises DecodeError.
     """
-    margin = 1.0 if max(height, width) <= 64 else math.ceil(height * 256 / 224) / height
+    if crop_ratio is None:
+        crop_ratio = 1.0 if max(height, width) <= 64 else 224 / 256
+    margin = math.ceil(round(height / crop_ratio, 6)) / height
     scale = min(opened.height / height, opened.width / width) / margin
     box_height, box_width = max(round(height * scale), 1), max(round(width * scale), 1)
     box = (opened.height - box_height) // 2, (opened.width - box_width) // 2, box_height, box_width

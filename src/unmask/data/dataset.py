@@ -120,10 +120,24 @@ class CropDataset(Dataset[Sample]):
 
 
 class CenterCropDataset(Dataset[Sample]):
-    """The central crop of each image; a bad file gives an empty sample."""
+    """The central crop of each image (see `center_crop`); a bad file gives an empty sample.
 
-    def __init__(self, source: Source, *, height: int, width: int, channels: int) -> None:
+    `retouch` changes every crop; what is random in it is a function of the image's index and of its own seed.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        *,
+        height: int,
+        width: int,
+        channels: int,
+        crop_ratio: float | None = None,
+        retouch: Retouch | None = None,
+    ) -> None:
         self.source = source
+        self.crop_ratio = crop_ratio
+        self.retouch = retouch
         self.height = height
         self.width = width
         self.channels = channels
@@ -134,7 +148,9 @@ class CenterCropDataset(Dataset[Sample]):
     def __getitem__(self, index: int) -> Sample:
         try:
             opened = open_image(self.source.read(index))
-            image_CHW = center_crop(opened, self.height, self.width, channels=self.channels)
+            image_CHW = center_crop(opened, self.height, self.width, channels=self.channels, crop_ratio=self.crop_ratio)
         except (OSError, DecodeError) as error:
             return Sample((), (), index, (BadFile.of(self.source, index, error),))
+        if self.retouch is not None:
+            image_CHW = self.retouch(image_CHW, sample_generator(0, 0, index, Stream.RETOUCH))
         return Sample((image_CHW[None],), (), index, ())

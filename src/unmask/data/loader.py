@@ -261,14 +261,26 @@ class EvalLoader:
     """Central crops of the whole source in its order, as (uint8 images [B, C, H, W], positions [B]).
 
     Bad files are left out and noted in `bad_files` (name to reason), so a batch may be smaller. Iterating
-    raises ValueError when no file at all can be read, RuntimeError when a worker process dies.
+    raises ValueError when no file at all can be read, RuntimeError when a worker process dies. `retouch` changes every
+    crop in the worker (corruptions); `crop_ratio` as in `center_crop`.
     """
 
     def __init__(
-        self, source: Source, *, height: int, width: int, channels: int = 3, batch_size: int, workers: int
+        self,
+        source: Source,
+        *,
+        height: int,
+        width: int,
+        channels: int = 3,
+        batch_size: int,
+        workers: int,
+        crop_ratio: float | None = None,
+        retouch: Retouch | None = None,
     ) -> None:
         self.bad_files: dict[str, str] = {}
-        self._dataset = CenterCropDataset(source, height=height, width=width, channels=channels)
+        self._dataset = CenterCropDataset(
+            source, height=height, width=width, channels=channels, crop_ratio=crop_ratio, retouch=retouch
+        )
         self._batch_size = batch_size
         self._workers = workers
 

@@ -1,12 +1,13 @@
 """A linear classifier on cached features, its learning rate chosen on images held out of the train set.
 
 Shape legend: N train images, B images of a batch, D feature dimensions, K classes, G learning rates, E
-epochs.
+epochs, J decisions an image.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -51,7 +52,7 @@ class LinearConfig:
 
 @dataclass(frozen=True)
 class ProbeEpoch:
-    """One epoch of training: mean cross-entropy and accuracy in percent of the batches trained on."""
+    """One epoch of training: mean cross-entropy and share of right decisions in percent of the batches trained on."""
 
     epoch: int
     loss: float
@@ -73,6 +74,18 @@ class LinearResult:
 
 
 @dataclass(frozen=True)
+class Objective:
+    """What heads are trained for, given logits [B, G, K] and the images' targets.
+
+    `loss` is the loss of every image under every head [B, G]. `right` says which decisions are right [B, G, J]: one an
+    image where it has one class, one a class where it has several.
+    """
+
+    loss: Callable[[Tensor, Tensor], Tensor]
+    right: Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
 class Heads:
     """G linear classifiers trained side by side on features normalised by `norm`, and their curves."""
 
@@ -86,6 +99,11 @@ class Heads:
     def __call__(self, x_BD: Float[Tensor, "B D"]) -> Float[Tensor, "B G K"]:
         """Logits of every classifier, on the classifiers' device."""
         return _logits(self.norm(x_BD.to(self.weight_GKD.device)), self.weight_GKD, self.bias_GK)
+
+    def curve(self, head: int) -> tuple[ProbeEpoch, ...]:
+        """The training of one classifier, epoch by epoch."""
+        history = zip(self.loss_EG[:, head].tolist(), self.accuracy_EG[:, head].tolist(), strict=True)
+        return tuple(ProbeEpoch(epoch, loss, accuracy) for epoch, (loss, accuracy) in enumerate(history))
 
 
 def quick_linear(
@@ -112,15 +130,10 @@ def quick_linear(
     lr = config.lrs[best]
     final = train_heads(x_ND, labels_N, class_count, (lr,), config, seed)
     ranked_MR = torch.cat([rank_classes(final(x_BD)[:, 0].cpu()) for x_BD in test.x_ND.split(SCORED_AT_ONCE)])
-    losses_E = final.loss_EG[:, 0].tolist()
-    accuracies_E = final.accuracy_EG[:, 0].tolist()
     return LinearResult(
         score=score_ranking(ranked_MR, test_labels_M, class_count=class_count),
         lr=lr,
-        curve=tuple(
-            ProbeEpoch(epoch, loss, accuracy)
-            for epoch, (loss, accuracy) in enumerate(zip(losses_E, accuracies_E, strict=True))
-        ),
+        curve=final.curve(0),
         sweep=tuple(zip(config.lrs, accuracies, strict=True)),
     )
 
@@ -146,19 +159,23 @@ def held_out_mask(labels_N: Int64[Tensor, " N"], share: float, seed: int) -> Boo
 
 def train_heads(
     x_ND: Float[Tensor, "N D"],
-    labels_N: Int64[Tensor, " N"],
+    targets_N: Int64[Tensor, " N"] | Float[Tensor, "N K"],
     class_count: int,
     lrs: tuple[float, ...],
     config: LinearConfig,
     seed: int,
+    objective: Objective | None = None,
 ) -> Heads:
-    """One softmax classifier a learning rate, trained in one pass: one matrix product serves all.
+    """One linear classifier a learning rate, trained in one pass: one matrix product serves all.
+
+    Without an objective, `targets_N` are classes and the classifiers are trained by softmax and cross-entropy.
 
     MAE normalises with the batch's statistics because its features come from new crops at every step. Cached
     features have one mean and one variance, known exactly; batch norm with these as its running statistics is
     the same map without the noise of the batch, at any batch size. Weights start at zero: the problem is
     convex, and a head is then the same in every grid.
     """
+    objective = objective or Objective(loss=_cross_entropy, right=_right_class)
     N, D = x_ND.shape
     G = len(lrs)
     norm = fitted_norm(x_ND)
@@ -178,18 +195,19 @@ def train_heads(
         loss_G = torch.zeros_like(lr_G)
         right_G = torch.zeros(G, device=x_ND.device, dtype=torch.int64)
         for rows_B in torch.randperm(N, generator=generator).to(x_ND.device).split(batch_size):
-            labels_B = labels_N[rows_B]
+            targets_B = targets_N[rows_B]
             logits_BGK = _logits(norm(x_ND[rows_B]), weight_GKD, bias_GK)
-            loss_BG = _cross_entropy(logits_BGK, labels_B)
+            loss_BG = objective.loss(logits_BGK, targets_B)
             optimizer.param_groups[0]["lr"] = cosine.at(step / total_steps)
             optimizer.zero_grad(set_to_none=True)
             (lr_G * loss_BG.mean(dim=0)).sum().backward()
             optimizer.step()
             step += 1
             loss_G += loss_BG.detach().sum(dim=0)
-            right_G += (logits_BGK.detach().argmax(dim=2) == labels_B[:, None]).sum(dim=0)
+            right_BGJ = objective.right(logits_BGK.detach(), targets_B)
+            right_G += right_BGJ.sum(dim=(0, 2))
         losses.append(loss_G.cpu() / N)
-        accuracies.append(100 * right_G.cpu().double() / N)
+        accuracies.append(100 * right_G.cpu().double() / (N * right_BGJ.shape[2]))
     return Heads(
         norm=norm,
         weight_GKD=weight_GKD.detach(),
@@ -219,6 +237,11 @@ def _cross_entropy(logits_BGK: Float[Tensor, "B G K"], labels_B: Int64[Tensor, "
     B, G, _ = logits_BGK.shape
     labels_BG = labels_B[:, None].expand(B, G)
     return F.cross_entropy(logits_BGK.flatten(0, 1), labels_BG.flatten(), reduction="none").view(B, G)
+
+
+def _right_class(logits_BGK: Float[Tensor, "B G K"], labels_B: Int64[Tensor, " B"]) -> Bool[Tensor, "B G 1"]:
+    """Whether the best class of every image under every head is its own."""
+    return (logits_BGK.argmax(dim=2) == labels_B[:, None])[..., None]
 
 
 def _evaluate(

@@ -60,10 +60,11 @@ class EncoderConfig:
         bool | None, Doc("Whether a pixel of an igpt_* encoder sees only those before it; iGPT's objective decides.")
     ] = None
     position: Annotated[
-        Literal["native", "learned", "sincos", "relative", "none"],
+        Literal["native", "learned", "sincos", "relative", "relative_blocks", "none"],
         Doc(
             "native: as timm has it; learned or fixed sincos: one vector a position; relative: BEiT's table of biases, "
-            "shared by all blocks (a vit_* name is then built as timm's Beit of the same size)."
+            "shared by all blocks (a vit_* name is then built as timm's Beit of the same size); relative_blocks: "
+            "a table in every block, as the BEiT family fine-tunes."
         ),
     ] = "native"
     position_resize: Annotated[
@@ -153,7 +154,8 @@ def timm_arguments(config: EncoderConfig) -> tuple[str, dict[str, Any]]:
     arguments["fc_norm" if plain else "use_fc_norm"] = False
     if eva:
         arguments["use_post_transformer_norm"] = True
-    if config.position == "relative" and not beit:
+    relative = config.position in ("relative", "relative_blocks")
+    if relative and not beit:
         if eva:
             raise ValueError(f"{name!r} has rotary positions; position 'relative' needs a vit_* or beit* name")
         name = "beit_base_patch16_224"
@@ -173,11 +175,11 @@ def timm_arguments(config: EncoderConfig) -> tuple[str, dict[str, Any]]:
         }
         arguments.pop("fc_norm", None)
         arguments["use_fc_norm"] = False
-    is_beit = beit or config.position == "relative"
+    is_beit = beit or relative
     if is_beit and config.position != "native":
         arguments["use_abs_pos_emb"] = config.position in ("learned", "sincos")
         arguments["use_shared_rel_pos_bias"] = config.position == "relative"
-        arguments["use_rel_pos_bias"] = False
+        arguments["use_rel_pos_bias"] = config.position == "relative_blocks"
     elif eva and config.position not in ("native", "learned"):
         raise ValueError(f"{name!r} has rotary positions; choose position 'native'")
     elif plain and not is_beit and config.position != "native":

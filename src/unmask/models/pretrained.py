@@ -25,12 +25,12 @@ from typing import Any, Literal
 import timm
 import torch
 from jaxtyping import Float, UInt8
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from unmask.models.build import build_encoder
 from unmask.models.encoder import Encoder
 from unmask.models.encoder_config import EncoderConfig
+from unmask.models.model_file import config_of, header_of, read_tensors
 from unmask.views import normalise, to_float
 
 HEADER = "unmask_encoder"
@@ -46,6 +46,8 @@ class PretrainedEncoder:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     origin: str
+    method: str | None = None
+    """Name of the method that trained it, where that is known."""
 
     @torch.no_grad()
     def features(self, images_BCHW: UInt8[Tensor, "B C H W"], pooling: Pooling = "mean") -> Float[Tensor, "B D"]:
@@ -81,27 +83,10 @@ def encoder_file(
 
 def read_encoder(path: Path) -> PretrainedEncoder:
     """The encoder in a file that `encoder_file` made. ValueError where it is another kind of file or damaged."""
+    tensors, metadata = read_tensors(path)
+    header = header_of(metadata, HEADER, FORMAT, path, "an encoder")
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    except (OSError, SafetensorError) as error:
-        raise ValueError(f"{path} is not a readable safetensors file") from error
-    if HEADER not in metadata:
-        raise ValueError(f"{path} is not an encoder written by unmask (its header is missing)")
-    try:
-        header = json.loads(metadata[HEADER])
-        written = header["format"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} has a damaged header") from error
-    if written != FORMAT:
-        raise ValueError(f"{path} has encoder format {written}, this version reads {FORMAT}")
-    try:
-        # JSON has no tuples.
-        fields: dict[str, Any] = {
-            key: tuple(value) if isinstance(value, list) else value for key, value in header["encoder"].items()
-        }
-        config = EncoderConfig(**fields)
+        config = config_of(EncoderConfig, header["encoder"])
         mean, std = (tuple(float(value) for value in header[key]) for key in ("mean", "std"))
     except (AttributeError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} has a damaged header") from error
@@ -110,7 +95,10 @@ def read_encoder(path: Path) -> PretrainedEncoder:
         encoder.network.load_state_dict(tensors)
     except RuntimeError as error:
         raise ValueError(f"{path} does not hold the encoder that its header describes") from error
-    return PretrainedEncoder(encoder=encoder, mean=mean, std=std, origin=str(path))
+    method = header.get("method")
+    return PretrainedEncoder(
+        encoder=encoder, mean=mean, std=std, origin=str(path), method=method if isinstance(method, str) else None
+    )
 
 
 def timm_encoder(name: str) -> PretrainedEncoder:

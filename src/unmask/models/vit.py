@@ -6,14 +6,15 @@ L tokens that the blocks see (P + N, or P + visible), M masks (B, or a multiple)
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any, cast
 
 import timm
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int64
 from timm.models.beit import Beit
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
@@ -25,6 +26,17 @@ from unmask.models.encoder import Encoder
 from unmask.models.encoder_config import EncoderConfig, timm_arguments
 from unmask.models.initialise import xavier_linears_, xavier_patches_
 from unmask.models.positions import resample_positions, sincos_positions
+
+
+@contextmanager
+def _replaced(module: nn.Module, name: str, value: Any) -> Iterator[None]:
+    """Inside, an attribute (a parameter too) has another value."""
+    before = getattr(module, name)
+    setattr(module, name, value)
+    try:
+        yield
+    finally:
+        setattr(module, name, before)
 
 
 class VitEncoder(Encoder):
@@ -161,6 +173,52 @@ class VitEncoder(Encoder):
         for block in blocks:
             tokens_BLD = block(tokens_BLD, **context)
         return tokens_BLD
+
+    def embed(self, images_BCHW: Float[Tensor, "B C H W"]) -> Float[Tensor, "B L D"]:
+        """What enters the first block: prefix tokens and all patches, with their positions."""
+        tokens_BLD, _ = self._embed(images_BCHW, None, None)
+        return tokens_BLD
+
+    def run_block(
+        self, index: int, tokens_MLD: Float[Tensor, "M L D"], places_L: Int64[Tensor, " L"]
+    ) -> Float[Tensor, "M L D"]:
+        """Tokens after block `index`, where only those at `places_L` of a whole image's tokens (prefix tokens, then
+        patches) are there to attend to each other.
+
+        Relative positions, shared or the block's own, and rotations are those of these places in the encoder's grid;
+        they depend on offsets alone, so any equal part of the grid has the same. Prefix tokens come first, if at all.
+        """
+
+        def run(tokens: Tensor) -> Tensor:
+            with self._attending(index, places_L) as context:
+                return self.vit.blocks[index](tokens, **context)
+
+        if self.config.checkpointing and torch.is_grad_enabled():
+            return checkpoint(run, tokens_MLD, use_reentrant=False)
+        return run(tokens_MLD)
+
+    @contextmanager
+    def _attending(self, index: int, places_L: Tensor) -> Iterator[dict[str, Tensor | None]]:
+        """What block `index` needs beside tokens at these places; inside, the block's attention counts on no others."""
+        vit = self.vit
+        if isinstance(vit, VisionTransformer):
+            yield {}
+            return
+        attention = cast(Any, vit.blocks[index]).attn
+        if isinstance(vit, Beit):
+            holder = attention if vit.rel_pos_bias is None else cast(Any, vit.rel_pos_bias)
+            table = holder.relative_position_bias_table
+            if table is None:
+                yield {"shared_rel_pos_bias": None}
+                return
+            offsets_LL = holder.relative_position_index[places_L[:, None], places_L]
+            with _replaced(attention, "relative_position_bias_table", None):
+                yield {"shared_rel_pos_bias": table[offsets_LL].permute(2, 0, 1)}
+            return
+        patches = places_L >= self.prefix
+        with _replaced(attention, "num_prefix_tokens", int((~patches).sum())):
+            rope_NR = None if vit.rope is None else vit.rope.get_embed(list(self.grid))
+            yield {"rope": None if rope_NR is None else rope_NR[places_L[patches] - self.prefix]}
 
     @torch.no_grad()
     def attention(self, images_BCHW: Float[Tensor, "B C H W"]) -> Float[Tensor, "B h N"]:

@@ -30,7 +30,7 @@ def consistency_terms(logits_MBK: Float[Tensor, "M B K"]) -> tuple[Float[Tensor,
     """How much the predictions of noisy copies differ, and how undecided they are together.
 
     First the mean over copies and images of KL(q || p_i), q being the mean prediction of an image's copies (0 for one
-    copy); then the mean over images of the entropy of q. Both in nats, in float32 at least. Equation 8 of the paper.
+    copy); then the mean over images of the entropy of q. Both in nats, in float32 at least.
     """
     exact = torch.promote_types(logits_MBK.dtype, torch.float32)
     log_p_MBK = F.log_softmax(logits_MBK.to(exact), dim=2)

@@ -8,7 +8,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from unmask.report.charts import Chart, Point, line_chart
 from unmask.report.log import Record, of_kind
 
-EVALUATIONS = {"knn": "k-nearest-neighbour accuracy", "linear": "Linear accuracy"}
+EVALUATIONS = {
+    "knn": "k-nearest-neighbour accuracy",
+    "linear": "Linear accuracy",
+    "full-linear": "Linear accuracy, full protocol",
+    "finetune": "Fine-tuned accuracy",
+    "partial": "Accuracy, last blocks trained",
+    "attentive": "Attentive probe's accuracy",
+    "certified": "Accuracy of the classifier trained against noise",
+    "segment": "Segmentation",
+    "detect": "Detection",
+}
 NETWORKS = {"pretrained": "pre-trained", "random": "random start", "pixels": "raw pixels"}
 
 

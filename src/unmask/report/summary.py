@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from statistics import median
-from typing import Annotated
+from typing import Annotated, Any
 
 from typing_extensions import Doc
 
@@ -20,7 +21,7 @@ ROWS_AT_MOST = 24
 class Score:
     """An accuracy with its 95 % interval, all in percent."""
 
-    value: Annotated[float, Doc("Percentage of images whose class was named right.")]
+    value: Annotated[float, Doc("The one figure of the evaluation, in percent.")]
     low: Annotated[float, Doc("Lower end of the 95 % interval.")]
     high: Annotated[float, Doc("Upper end of the 95 % interval.")]
 
@@ -145,9 +146,20 @@ def health_table(records: list[Record]) -> Table:
     return Table(title="Health", headers=headers, rows=tuple(rows))
 
 
+HEADLINES = {"top1": "top-1", "mean_ap": "mAP", "miou": "mIoU", "box_ap": "box AP"}
+"""What the one figure of each kind of score is called, by its key."""
+
+
+def headline(score: Mapping[str, Any]) -> tuple[str, float, tuple[float, float] | None]:
+    """The one figure that sums up a score of any kind: its name, its value in percent, and its 95 % interval."""
+    key = next(key for key in HEADLINES if key in score)
+    interval_of = score.get("interval")
+    return HEADLINES[key], float(score[key]), None if interval_of is None else (interval_of[0], interval_of[1])
+
+
 def _score(record: Record) -> Score:
-    value = float(record["score"]["top1"])
-    low, high = record["score"].get("interval") or (value, value)
+    _, value, found = headline(record["score"])
+    low, high = found or (value, value)
     return Score(value=value, low=float(low), high=float(high))
 
 

@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import math
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from typing_extensions import Doc
 
+from unmask.config import FORMAT
 from unmask.models.tokenizers.base import TokenizerConfig
 from unmask.models.tokenizers.dvae import DVAEConfig
 from unmask.models.tokenizers.vq import VQConfig
 from unmask.models.tokenizers.vqkd import VQKDConfig
 from unmask.optimisation import OptimizerConfig
-
-FORMAT = 1
-# How a run is executed may change between a stop and its resumption; what it computes may not.
-EXECUTION = ("workers", "device", "log_every", "checkpoint_every", "max_bad_share")
+from unmask.training.trainer import TrainingConfig
 
 Kind = Literal["dvae", "vq", "vqkd"]
 KINDS: dict[Kind, type[TokenizerConfig]] = {"dvae": DVAEConfig, "vq": VQConfig, "vqkd": VQKDConfig}
@@ -69,21 +65,8 @@ class TokenizerTrainingConfig(TokenizerOptions):
     workers: Annotated[int, Doc("Processes that decode images; 0: the training process itself.")]
 
     def __post_init__(self) -> None:
-        positive = {
-            "epochs": self.epochs,
-            "batch_size": self.batch_size,
-            "log_every": self.log_every,
-            "checkpoint_every": self.checkpoint_every,
-        }
-        for name, value in positive.items():
-            if not 0 < value < math.inf:
-                raise ValueError(f"{name} must be a number above 0, got {value}")
-        if not 0 <= self.seed < 2**63:
-            raise ValueError(f"seed must be a whole number from 0 to 2^63 - 1, got {self.seed}")
-        if self.workers < 0:
-            raise ValueError(f"workers must be 0 or more, got {self.workers}")
-        if not 0 < self.max_bad_share <= 1:
-            raise ValueError(f"max_bad_share must lie in (0, 1], got {self.max_bad_share}")
+        # It refuses what no training can have.
+        _ = self.training
         low, high = self.crop_scale
         if not 0 < low <= high <= 1:
             raise ValueError(f"crop scale must be a range within (0, 1], got {low} to {high}")
@@ -92,23 +75,21 @@ class TokenizerTrainingConfig(TokenizerOptions):
         if self.kind == "dvae" and self.teacher is not None:
             raise ValueError("a dvae tokenizer takes no teacher; leave --teacher out, or choose --kind vq or vqkd")
 
-    def as_json(self) -> dict[str, Any]:
+    @property
+    def training(self) -> TrainingConfig:
+        """How long and on what, as the trainer takes it."""
+        return TrainingConfig(
+            epochs=self.epochs,
+            seed=self.seed,
+            device=self.device,
+            precision=self.precision,
+            log_every=self.log_every,
+            checkpoint_every=self.checkpoint_every,
+            max_bad_share=self.max_bad_share,
+            batch_size=self.batch_size,
+            workers=self.workers,
+        )
+
+    def as_dict(self) -> dict[str, Any]:
         """Plain values, as in config.json."""
-        values: dict[str, Any] = json.loads(json.dumps({"format": FORMAT, **dataclasses.asdict(self)}))
-        return values
-
-
-def first_difference(old: dict[str, Any], new: dict[str, Any]) -> str | None:
-    """The first thing in which two runs compute something else, in words; None where they are the same run."""
-    before, after = _flat(old), _flat(new)
-    for key in (*before, *(key for key in after if key not in before)):
-        if key not in EXECUTION and before.get(key) != after.get(key):
-            return f"its {key} is {before.get(key)}, not {after.get(key)}"
-    return None
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return flat
+        return {"format": FORMAT, **dataclasses.asdict(self)}

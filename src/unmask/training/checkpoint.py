@@ -156,7 +156,7 @@ def load_module_tensors(module: nn.Module, tensors: dict[str, Tensor]) -> None:
     try:
         module.load_state_dict(state)
     except RuntimeError as error:
-        raise CheckpointError("the checkpoint is of another method or another encoder") from error
+        raise CheckpointError("the checkpoint is of another kind of run or another encoder") from error
 
 
 def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:

@@ -1,6 +1,6 @@
 """One training step, and the state that a run consists of.
 
-The loop itself is in `unmask.pretrain`; this is what it does with a batch: forward, backward, clip, step, move target.
+The loop itself is in `unmask.run_loop`; this is what it does with a batch: forward, backward, clip, step, move target.
 """
 
 from __future__ import annotations

@@ -1,0 +1,125 @@
+"""`unmask evaluate {finetune,attentive} RUN DATA`: a classifier trained on the encoder."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Annotated
+
+import tyro
+from rich.console import Console
+from typing_extensions import Doc
+
+from unmask.commands.evaluate.training import (
+    PREFIX,
+    Plan,
+    TrainedOptions,
+    print_scores,
+    side,
+    train_with_floor,
+)
+from unmask.commands.parse import STOPPED, given, parse
+from unmask.models.pretrained import open_encoder
+from unmask.optimisation import OptimizerConfig
+from unmask.recipes.finetuning import FINETUNING, FinetuneRecipe, mae
+from unmask.supervised.config import LabelBudget
+from unmask.tasks.classification import ClassifierConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finetune(TrainedOptions):
+    """Train the whole encoder with a classifier on top. DATA may be a CSV of images with several labels each."""
+
+    recipe: Annotated[
+        str | None,
+        Doc("A method's recipe for ImageNet-1k, with its epochs and batch. Default: by RUN's method, fitted to DATA."),
+    ] = None
+    budget: Annotated[LabelBudget, tyro.conf.arg(name="")] = LabelBudget()
+    settings: Annotated[ClassifierConfig, PREFIX, Doc("Knobs of the classifier and its training.")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attentive(TrainedOptions):
+    """Freeze the encoder; a learnt query attends to its tokens, and a linear classifier reads what it gathers."""
+
+    budget: Annotated[LabelBudget, tyro.conf.arg(name="")] = LabelBudget()
+    settings: Annotated[ClassifierConfig, PREFIX, Doc("Knobs of the classifier and its training.")]
+
+
+ATTENTIVE = ClassifierConfig(
+    head="attentive",
+    norm="batch",
+    tuned_blocks=0,
+    own_tables=False,
+    drop_path=0.0,
+    layer_decay=1.0,
+    # The head is CAE's; AdamW with this rate is ours, because LARS at their batch of thousands suits no small set.
+    optimizer=OptimizerConfig(lr=1e-3, lr_batch=None, betas=(0.9, 0.999), weight_decay=0.05, warmup_epochs=5.0),
+    mixup=0.0,
+    cutmix=0.0,
+    smoothing=0.0,
+    randaugment=None,
+    erasing=0.0,
+    head_std=0.02,
+)
+
+
+def run(protocol: str, arguments: Sequence[str]) -> int:
+    """The exit code of `unmask evaluate finetune` and `unmask evaluate attentive`."""
+    if protocol == "attentive":
+        default = Attentive(run=tyro.MISSING, data=tyro.MISSING, settings=ATTENTIVE)
+        probe = parse(Attentive, arguments, command="evaluate attentive", default=default)
+        height, width = side(probe)
+        settings = replace(probe.settings, image_height=height, image_width=width)
+        return finish(probe, Plan(protocol="attentive", settings=settings, usual_batch=256, budget=probe.budget))
+    name, recipe = recipe_for(arguments)
+    defaults = Finetune(run=tyro.MISSING, data=tyro.MISSING, settings=recipe.settings)
+    command = parse(Finetune, arguments, command="evaluate finetune", default=defaults)
+    height, width = side(command)
+    exact = command.recipe is not None
+    plan = Plan(
+        protocol="finetune",
+        settings=replace(command.settings, image_height=height, image_width=width),
+        usual_batch=recipe.batch_size,
+        epochs=recipe.epochs if exact else None,
+        batch_size=recipe.batch_size if exact else None,
+        budget=command.budget,
+        fit_augmentation=None if exact else recipe.settings,
+    )
+    Console(soft_wrap=True, stderr=command.json).print(f"{'recipe':<13} {name}", highlight=False, markup=False)
+    return finish(command, plan)
+
+
+def finish(command: TrainedOptions, plan: Plan) -> int:
+    """Train, record, print; the exit code."""
+    console = Console(soft_wrap=True, stderr=command.json)
+    runs = train_with_floor(command, plan, console)
+    if runs is None:
+        return STOPPED
+    if not command.json:
+        print_scores(command, plan, runs, console)
+    return 0
+
+
+def recipe_for(arguments: Sequence[str]) -> tuple[str, FinetuneRecipe]:
+    """The recipe that the line asks for, else that of RUN's method, else MAE's; with its name in words.
+
+    ValueError for a recipe that is unknown.
+    """
+    asked = given(arguments, "--recipe")
+    if asked is not None:
+        if asked not in FINETUNING:
+            near = difflib.get_close_matches(asked, FINETUNING, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(FINETUNING)}"
+            raise ValueError(f"unknown recipe {asked!r} for fine-tuning; {hint}")
+        return asked, FINETUNING[asked]()
+    spec = next((argument for argument in arguments if not argument.startswith("-")), None)
+    if spec is not None and not spec.startswith("timm:"):
+        try:
+            method = open_encoder(spec).method
+        except ValueError:
+            method = None  # what is wrong with it is said later, in its place
+        if method in FINETUNING:
+            return f"{method}'s, fitted to these data", FINETUNING[method]()
+    return "MAE's, fitted to these data", mae()
