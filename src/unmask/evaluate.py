@@ -6,23 +6,37 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from statistics import fmean, stdev
 from typing import Literal
 
 import torch
+from scipy.stats import t as student
 from torch import Tensor
 
 from unmask.data.multilabel import MultiLabelSource
 from unmask.data.sources import Source
+from unmask.data.statistics import first_readable
+from unmask.evaluation.augmented import ViewConfig, view_features
 from unmask.evaluation.features import FeatureExtractor, Features, pixel_extractor
+from unmask.evaluation.fewshot import FewShotConfig, FewShotResult, few_shot
 from unmask.evaluation.full_linear import FullLinearConfig, full_linear
 from unmask.evaluation.knn import KnnConfig, knn
 from unmask.evaluation.linear import LinearConfig, quick_linear
 from unmask.evaluation.metrics import Score, gap_noise
 from unmask.evaluation.multilabel import MultiLabelScore, multilabel_linear
 from unmask.evaluation.protocols import features_at_size_of
+from unmask.evaluation.unlabelled import UnlabelledScore, measure_unlabelled
 from unmask.models.encoder import Encoder
 from unmask.models.pretrained import Pooling, PretrainedEncoder, open_encoder
-from unmask.pretrain import random_start
+from unmask.pretrain import build_method, exported_encoder, random_start
+from unmask.run_folder import RunFolder
+from unmask.training.checkpoint import (
+    CheckpointError,
+    checkpoint_path,
+    load_checkpoint,
+    load_module_tensors,
+    saved_steps,
+)
 
 Protocol = Literal["knn", "linear", "full-linear"]
 Network = Literal["pixels", "random", "pretrained"]
@@ -65,20 +79,147 @@ def evaluate(
     Images with several classes each (`MultiLabelSource`) are for the quick linear probe alone; ValueError for others.
     """
     trained = open_encoder(spec)
-    for network, extractor in feature_extractors(spec, trained, settings, floors=floors):
+    extractors = feature_extractors(spec, trained, pooling=settings.pooling, device=settings.device, floors=floors)
+    for network, extractor in extractors:
         on_start(network)
         score = _score(extractor, halves, settings, trained.encoder)
         yield Evaluation(protocol=settings.protocol, network=network, score=score)
 
 
 def feature_extractors(
-    spec: str, trained: PretrainedEncoder, settings: EvaluationSettings, *, floors: bool
+    spec: str, trained: PretrainedEncoder, *, pooling: Pooling, device: torch.device, floors: bool
 ) -> Iterator[tuple[Network, FeatureExtractor]]:
-    """Raw pixels and the random start (both with `floors`), then the encoder, each on the settings' device."""
+    """Raw pixels and the random start (both with `floors`), then the encoder, each on `device`."""
     if floors:
         yield "pixels", pixel_extractor(min(PIXEL_SIDE, *trained.encoder.image_size))
-        yield "random", partial(random_start(spec, trained).to(settings.device).features, pooling=settings.pooling)
-    yield "pretrained", partial(trained.to(settings.device).features, pooling=settings.pooling)
+        yield "random", partial(random_start(spec, trained).to(device).features, pooling=pooling)
+    yield "pretrained", partial(trained.to(device).features, pooling=pooling)
+
+
+def few_shots(
+    spec: str,
+    halves: tuple[Source, Source],
+    config: FewShotConfig,
+    *,
+    pooling: Pooling,
+    seed: int,
+    workers: int,
+    device: torch.device,
+    floors: bool,
+    on_start: Callable[[Network], None],
+) -> Iterator[tuple[Network, tuple[FewShotResult, ...]]]:
+    """What a few labels give with raw pixels, the random start (both with `floors`) and the encoder that `spec` names.
+
+    All networks see the same labels in the same draws, so their scores may be compared draw by draw (see `gain`).
+    """
+    trained = open_encoder(spec)
+    for half in halves:
+        first_readable(half, channels=trained.encoder.config.channels)
+    for network, extractor in feature_extractors(spec, trained, pooling=pooling, device=device, floors=floors):
+        on_start(network)
+        train, test = (features_at_size_of(trained.encoder, extractor, half, workers=workers) for half in halves)
+        yield network, few_shot(train, test, config, seed)
+
+
+@dataclass(frozen=True)
+class Gain:
+    """By how many points one network is above another, as the mean over draws of the labels.
+
+    `half` is half the 95 % Student-t interval of that mean, from the differences draw by draw: how far the choice of
+    labelled images moves it. None with one draw. Another test set may move it too, and is not in it.
+    """
+
+    mean: float
+    half: float | None
+
+    @property
+    def verdict(self) -> Literal["above", "below", "within"]:
+        """Whether the difference is beyond the spread of the draws; within it where there is but one draw."""
+        if self.half is None or abs(self.mean) <= self.half:
+            return "within"
+        return "above" if self.mean > 0 else "below"
+
+
+def gain(better: FewShotResult, floor: FewShotResult) -> Gain | None:
+    """Top-1 of one network against another's on the same draws of one budget; None where that budget has no scores."""
+    assert (better.budget, better.classifier) == (floor.budget, floor.classifier)
+    differences = [one.top1 - other.top1 for one, other in zip(better.scores, floor.scores, strict=True)]
+    if not differences:
+        return None
+    if len(differences) == 1:
+        return Gain(differences[0], None)
+    error = stdev(differences) / math.sqrt(len(differences))
+    return Gain(fmean(differences), float(student.ppf(0.975, len(differences) - 1)) * error)
+
+
+def measured_networks(spec: str, *, floors: bool) -> Iterator[tuple[Network, PretrainedEncoder]]:
+    """The random start (with `floors`), then the encoder that `spec` names."""
+    trained = open_encoder(spec)
+    if floors:
+        yield "random", random_start(spec, trained)
+    yield "pretrained", trained
+
+
+@dataclass(frozen=True)
+class KeptEncoder:
+    """The encoder in one checkpoint of a run: after how many steps and epochs it was saved."""
+
+    step: int
+    epoch: float
+    encoder: PretrainedEncoder
+
+
+def kept_encoders(folder: RunFolder) -> Iterator[KeptEncoder]:
+    """The encoder in every checkpoint that a pre-training run keeps, oldest first. A damaged checkpoint is left out.
+
+    ValueError where the folder holds no run or no good checkpoint.
+    """
+    config = folder.config()
+    trouble = f"{folder.path} has no checkpoint"
+    found = False
+    for step in saved_steps(folder.checkpoints):
+        method = build_method(config)
+        try:
+            checkpoint = load_checkpoint(checkpoint_path(folder.checkpoints, step), torch.device("cpu"))
+            load_module_tensors(method, checkpoint.tensors)
+        except CheckpointError as error:
+            trouble = str(error)
+            continue
+        found = True
+        steps_per_epoch = checkpoint.values["samples"] // config.training.batch_size
+        yield KeptEncoder(step, step / steps_per_epoch, exported_encoder(method, f"{folder.path} at step {step}"))
+    if not found:
+        raise ValueError(trouble)
+
+
+def unlabelled_score(
+    encoder: PretrainedEncoder,
+    source: Source,
+    views: ViewConfig,
+    *,
+    pooling: Pooling,
+    seed: int,
+    workers: int,
+    device: torch.device,
+) -> UnlabelledScore:
+    """What the encoder's features of augmented views tell without labels. The same seed looks at the same views.
+
+    ValueError where there are not two readable images, and for features that are not finite.
+    """
+    height, width = encoder.encoder.image_size
+    extractor = partial(encoder.to(device).features, pooling=pooling)
+    return measure_unlabelled(
+        view_features(
+            extractor,
+            source,
+            views,
+            height=height,
+            width=width,
+            channels=encoder.encoder.config.channels,
+            seed=seed,
+            workers=workers,
+        )
+    )
 
 
 def _score(

@@ -181,6 +181,19 @@ def test_outlines_are_those_that_pycocotools_draws(
     np.testing.assert_array_equal(found[2], drawn)
 
 
+def test_corners_far_outside_are_drawn_at_once(tmp_path: Path) -> None:
+    values = content(1)
+    far = [[-1e300, -1e300, 1e300, -1e300, 1e300, 1e300, -1e300, 1e300], [10, 5, 1e9, 5, 1e9, 12, 10, 12]]
+    thing = values["annotations"][0]
+    values["annotations"] = [thing | {"id": n, "segmentation": [polygon]} for n, polygon in enumerate(far)]
+    found = opened(tmp_path, values).things(0).masks_KHW
+    assert found is not None
+    assert found[0].all()
+    expected = np.zeros((HEIGHT, WIDTH), dtype=np.bool_)
+    expected[5:12, 10:] = True
+    np.testing.assert_array_equal(found[1], expected)
+
+
 def test_crowds_are_told_and_images_without_things_are_only_tested(tmp_path: Path) -> None:
     values = content(12)
     for entry in values["annotations"]:

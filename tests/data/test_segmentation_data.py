@@ -198,7 +198,23 @@ def test_one_class_is_refused(tmp_path: Path, halves: Path) -> None:
         segmentation_halves(lone)
 
 
+def test_masks_that_hold_nothing_or_cannot_be_read_are_refused(tmp_path: Path) -> None:
+    for number in range(4):
+        write(tmp_path, f"images/{number}.png", f"masks/{number}.png", np.full((12, 16), IGNORE, dtype=np.uint8))
+    with pytest.raises(ValueError, match=r"has only one class: its training masks hold no number, beside 255, which"):
+        segmentation_halves(tmp_path)
+    for number in range(4):
+        (tmp_path / f"masks/{number}.png").write_bytes(b"no image")
+    with pytest.raises(
+        ValueError, match=r"can be used with its mask, .* its mask: it is not an image of a known format$"
+    ):
+        segmentation_halves(tmp_path)
+
+
 def test_class_files_that_cannot_be_meant_are_refused(halves: Path) -> None:
+    (halves / "classes.txt").write_text("\n")
+    with pytest.raises(ValueError, match=r"classes.txt is empty; it must name one class a line$"):
+        segmentation_halves(halves)
     (halves / "classes.txt").write_text("sky\n\nbird\n")
     with pytest.raises(ValueError, match=r"^line 2 of .*classes.txt is empty, so the classes after it would be"):
         segmentation_halves(halves)
@@ -349,6 +365,12 @@ def test_the_size_varies_as_asked() -> None:
     # The covering scale is 1/2 (64 columns to 32), so stripes of 32 rows become 16 to 32 rows.
     assert min(ratios) >= 15
     assert max(ratios) <= 33
+
+
+def test_a_mask_is_resized_by_the_pixels_in_the_middle() -> None:
+    fine = blocks(72, 96, side=1)
+    config = SegmentationCropConfig(scale=(1.0, 1.0), flip=0, distortion=0)
+    assert all(np.array_equal(mask.numpy(), fine[1::3, 1::3]) for _, mask in crops(Painted([fine]), config, epochs=2))
 
 
 def test_half_of_the_crops_are_mirrored() -> None:

@@ -11,9 +11,10 @@ from typing import Annotated
 
 import numpy as np
 from jaxtyping import Bool, Float32, Int64, UInt8
+from numpy.typing import ArrayLike, NDArray
 from typing_extensions import Doc
 
-from unmask.data.sources import Source
+from unmask.data.sources import Selection, Source
 
 IGNORE = 255
 """The value of pixels in a mask that count neither in training nor in a score."""
@@ -30,6 +31,10 @@ class SegmentationSource(Source, ABC):
 
         Raises OSError or `unmask.data.decode.DecodeError` where the file cannot be used.
         """
+
+    def some(self, indices: ArrayLike) -> SegmentationSource:
+        """The images at these positions, in this order, with their masks."""
+        return _SomeSegmented(self, np.asarray(indices, dtype=np.int64))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,3 +61,30 @@ class DetectionSource(Source, ABC):
     @abstractmethod
     def things(self, index: int) -> Things:
         """What is in the image, in pixels of its upright original size. Raises as `SegmentationSource.mask`."""
+
+    def some(self, indices: ArrayLike) -> DetectionSource:
+        """The images at these positions, in this order, with their things."""
+        return _SomeDetected(self, np.asarray(indices, dtype=np.int64))
+
+
+class _SomeSegmented(Selection, SegmentationSource):
+    classes: tuple[str, ...]
+
+    def __init__(self, base: SegmentationSource, indices: NDArray[np.int64]) -> None:
+        super().__init__(base, indices, labels=None, classes=base.classes)
+        self._whole = base
+
+    def mask(self, index: int) -> UInt8[np.ndarray, "H W"]:
+        return self._whole.mask(int(self._indices[index]))
+
+
+class _SomeDetected(Selection, DetectionSource):
+    classes: tuple[str, ...]
+
+    def __init__(self, base: DetectionSource, indices: NDArray[np.int64]) -> None:
+        super().__init__(base, indices, labels=None, classes=base.classes)
+        self._whole = base
+        self.has_masks = base.has_masks
+
+    def things(self, index: int) -> Things:
+        return self._whole.things(int(self._indices[index]))

@@ -211,7 +211,7 @@ class _Outlines:
     def __len__(self) -> int:
         return len(self._outline_ends) - 1
 
-    def add(self, polygons: list[list[float]], run_lengths: bytes | None) -> None:
+    def add(self, polygons: list[Sequence[float]], run_lengths: bytes | None) -> None:
         """Append the outline of one annotation: polygons, run lengths, or neither where it has none."""
         if run_lengths is not None:
             self._run_lengths[len(self)] = run_lengths
@@ -287,7 +287,7 @@ def _read(file: Path) -> _Table:
     )
 
 
-_Outline = tuple[list[list[float]], bytes | None]
+_Outline = tuple[list[Sequence[float]], bytes | None]
 _KEYS = ("images", "annotations", "categories")
 
 
@@ -419,12 +419,11 @@ def _get(file: Path, what: str, entry: Any, place: int, key: str) -> Any:
     return entry[key]
 
 
-def _numbers(given: Any) -> list[float] | None:
-    """A list of finite numbers; None for anything else."""
-    if not isinstance(given, list) or not all(isinstance(value, int | float) for value in given):
-        return None
+def _numbers(given: Any) -> Sequence[float] | None:
+    """A list of finite numbers, in little memory; None for anything else."""
     try:
-        numbers = [float(value) for value in given]
-    except OverflowError:
+        numbers = array("d", given if isinstance(given, list) else "")
+    except (TypeError, OverflowError):
         return None
-    return numbers if all(map(math.isfinite, numbers)) else None
+    # A sum is finite only if all its parts are.
+    return numbers if math.isfinite(sum(numbers)) else None

@@ -12,7 +12,7 @@ import struct
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, cast
 
 import numpy as np
 import torch
@@ -34,11 +34,10 @@ from unmask.data.index import index_folder
 from unmask.data.layout import TEST_FOLDERS, arrange
 from unmask.data.loader import StepLoader, _leave_signals_to_main, _watched
 from unmask.data.paths import PathTable
-from unmask.data.scenes import open_scenes_segmentation
+from unmask.data.scenes import Half, open_scenes_segmentation
 from unmask.data.seeded import seeded
 from unmask.data.sources import FileSource
 
-Half = Literal["train", "test"]
 Size = tuple[int, int]
 
 BUILTIN_SEGMENTATION = "builtin:scenes"
@@ -595,13 +594,16 @@ def _names(folder: _Folder, half: Half) -> tuple[str, ...] | None:
 
 def _numbers(folder: _Folder) -> tuple[str, ...]:
     """The numbers up to the largest in the training masks, as names."""
-    values = _values_in(_source(folder, "train", ("not known yet",)))
-    if len(values) == 1:
+    every = tuple(str(number) for number in range(MOST_CLASSES))
+    train = _source(folder, "train", every)
+    _require_fit(train)
+    values = _values_in(train)
+    if len(values) < 2:
+        held = f"the number {min(values)} alone" if values else "no number"
         raise ValueError(
-            f"{folder.spec} has only one class: its training masks hold the number {min(values)} alone, beside "
-            f"{IGNORE}, which is ignored"
+            f"{folder.spec} has only one class: its training masks hold {held}, beside {IGNORE}, which is ignored"
         )
-    return tuple(str(number) for number in range(max(values, default=-1) + 1))
+    return every[: max(values) + 1]
 
 
 def _ade_names(file: Path) -> tuple[str, ...]:
@@ -621,6 +623,8 @@ def _lines(file: Path) -> list[str]:
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{file} cannot be read as text: {error}") from error
     names = [line.strip() for line in lines]
+    if not names:
+        raise ValueError(f"{file} is empty; it must name one class a line")
     if "" in names:
         raise ValueError(f"line {names.index('') + 1} of {file} is empty, so the classes after it would be misnamed")
     return names
@@ -642,8 +646,10 @@ def _spread(count: int, most: int) -> list[int]:
 
 
 def _require_several(source: SegmentationSource) -> None:
-    if len(source.classes) == 1:
-        raise ValueError(f"{source.name} has only one class, {source.classes[0]}: there is nothing to tell apart")
+    if len(source.classes) < 2:
+        raise ValueError(
+            f"{source.name} has only one class, {', '.join(source.classes)}: there is nothing to tell apart"
+        )
     if len(source.classes) > MOST_CLASSES:
         raise ValueError(f"{source.name} has {len(source.classes)} classes; 8-bit masks tell {MOST_CLASSES} at most")
 

@@ -106,6 +106,15 @@ class Heads:
         return tuple(ProbeEpoch(epoch, loss, accuracy) for epoch, (loss, accuracy) in enumerate(history))
 
 
+@dataclass(frozen=True)
+class LinearFit:
+    """A linear classifier of cached features, the only one of `heads`; `lr` and `sweep` as in `LinearResult`."""
+
+    heads: Heads
+    lr: float
+    sweep: tuple[tuple[float, float], ...]
+
+
 def quick_linear(
     train: Features,
     test: Features,
@@ -114,28 +123,45 @@ def quick_linear(
     *,
     device: torch.device | str = "cpu",
 ) -> LinearResult:
-    """Linear accuracy of cached features: choose a rate inside the train set, refit, score on test.
+    """Linear accuracy of cached features: `fit_linear` on the train set, scored on the test set.
 
-    The test set has no part in the choice: the rate with the highest accuracy on the held-out train images
-    wins, the lowest loss among equals. The winner is then trained anew on the whole train set. Raises
-    ValueError for features that cannot be compared (see `comparable_labels`).
+    The test set has no part in the choice of the rate. Raises ValueError for features that cannot be compared (see
+    `comparable_labels`).
     """
-    train_labels_N, test_labels_M, class_count = comparable_labels(train, test)
-    x_ND = train.x_ND.to(device)
-    labels_N = train_labels_N.to(device)
-    held_N = held_out_mask(train_labels_N, config.held_out, seed).to(device)
+    labels_N, test_labels_M, class_count = comparable_labels(train, test)
+    fit = fit_linear(train.x_ND, labels_N, class_count, config, seed, device=device)
+    ranked_MR = torch.cat([rank_classes(fit.heads(x_BD)[:, 0].cpu()) for x_BD in test.x_ND.split(SCORED_AT_ONCE)])
+    return LinearResult(
+        score=score_ranking(ranked_MR, test_labels_M, class_count=class_count),
+        lr=fit.lr,
+        curve=fit.heads.curve(0),
+        sweep=fit.sweep,
+    )
+
+
+def fit_linear(
+    x_ND: Float[Tensor, "N D"],
+    labels_N: Int64[Tensor, " N"],
+    class_count: int,
+    config: LinearConfig,
+    seed: int,
+    *,
+    device: torch.device | str = "cpu",
+) -> LinearFit:
+    """A linear classifier of classes 0 ... `class_count` - 1: choose a rate inside the train set, then refit on all.
+
+    The rate with the highest accuracy on the held-out train images wins, the lowest loss among equals. The winner is
+    then trained anew on the whole train set. The classifier lives on `device`. Raises ValueError for fewer than two
+    images.
+    """
+    held_N = held_out_mask(labels_N, config.held_out, seed).to(device)
+    x_ND, labels_N = x_ND.to(device), labels_N.to(device)
     tried = train_heads(x_ND[~held_N], labels_N[~held_N], class_count, config.lrs, config, seed)
     accuracies, losses = _evaluate(tried, x_ND[held_N], labels_N[held_N])
     best = max(range(len(config.lrs)), key=lambda head: (accuracies[head], -losses[head]))
     lr = config.lrs[best]
     final = train_heads(x_ND, labels_N, class_count, (lr,), config, seed)
-    ranked_MR = torch.cat([rank_classes(final(x_BD)[:, 0].cpu()) for x_BD in test.x_ND.split(SCORED_AT_ONCE)])
-    return LinearResult(
-        score=score_ranking(ranked_MR, test_labels_M, class_count=class_count),
-        lr=lr,
-        curve=final.curve(0),
-        sweep=tuple(zip(config.lrs, accuracies, strict=True)),
-    )
+    return LinearFit(final, lr, tuple(zip(config.lrs, accuracies, strict=True)))
 
 
 def held_out_mask(labels_N: Int64[Tensor, " N"], share: float, seed: int) -> Bool[Tensor, " N"]:

@@ -139,7 +139,8 @@ def _bootstrap(counts_N3K: Int64[np.ndarray, "N 3 K"], seed: int, resamples: int
         iou_RK = right_RK / np.maximum(true_RK + called_RK - right_RK, 1)
         present_RK = true_RK > 0
         some_R = present_RK.any(axis=1)
-        means.append((iou_RK * present_RK).sum(axis=1)[some_R] / present_RK.sum(axis=1)[some_R])
+        # A class without a pixel has none that is right, so it adds nothing to the sum.
+        means.append(iou_RK.sum(axis=1)[some_R] / present_RK.sum(axis=1)[some_R])
     low, high = np.quantile(100 * np.concatenate(means), [0.025, 0.975])
     return float(low), float(high)
 

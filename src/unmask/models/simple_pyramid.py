@@ -36,10 +36,10 @@ LEVELS = ("0", "1", "2", "3", "pool")
 class SimplePyramid(nn.Module):
     """Five maps of `width` channels; for patches of 16 pixels at strides of 4, 8, 16, 32 and 64.
 
-    It takes the encoder over: a ViT's final norm, which has no part in the maps, is removed. `window` is the most tokens
-    a side of a window, None for global attention everywhere; `global_count` is how many blocks attend to the whole
-    image. Images must have the encoder's size. A frozen encoder takes no gradient and stays in eval mode, whatever mode
-    the module around it is in. ValueError for patches that are not square and for numbers below 1.
+    It takes the encoder over: a ViT's final norm, which has no part in the maps, is removed. `window` is the most
+    tokens a side of a window, None for global attention everywhere; `global_count` is how many blocks attend to the
+    whole image. Images must have the encoder's size. A frozen encoder takes no gradient and stays in eval mode,
+    whatever mode the module around it is in. ValueError for patches that are not square and for numbers below 1.
     """
 
     def __init__(
@@ -94,10 +94,12 @@ class SimplePyramid(nn.Module):
             return self._last_patches(images_BCHW).transpose(1, 2).unflatten(2, self.encoder.grid)
 
     def train(self, mode: bool = True) -> SimplePyramid:
-        """As for every module, but a frozen encoder stays in eval mode: no drop path, no moving batch norm."""
+        """As for every module, but a frozen encoder stays in eval mode, and so do batch norms of any: few large images
+        make a batch, too few for statistics."""
         super().train(mode)
-        if self.frozen:
-            self.encoder.eval()
+        for module in self.encoder.modules():
+            if self.frozen or isinstance(module, nn.BatchNorm2d):
+                module.training = False
         return self
 
     def _last_patches(self, images_BCHW: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ L tokens that the blocks see (P + N, or P + visible), M masks (B, or a multiple)
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -109,7 +110,10 @@ class VitEncoder(Encoder):
         for what, pixels, patch in (("height", height, self.patch[0]), ("width", width, self.patch[1])):
             if pixels < patch or pixels % patch:
                 raise ValueError(f"image {what} {pixels} is not divisible by the patch size {patch}")
-        self.vit.set_input_size(img_size=(height, width))
+        with warnings.catch_warnings():
+            # timm's interpolation of tables uses what torch calls slow or old; neither is the user's to mend.
+            warnings.simplefilter("ignore", UserWarning)
+            self.vit.set_input_size(img_size=(height, width))
         self.config = replace(self.config, image_height=height, image_width=width)
         if self.config.position == "sincos":
             self._set_sincos()

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 
 from unmask.report.charts import Chart, Point, line_chart
+from unmask.report.headline import has_headline, headline
 from unmask.report.log import Record, of_kind
 
 EVALUATIONS = {
@@ -19,6 +20,7 @@ EVALUATIONS = {
     "segment": "Segmentation",
     "detect": "Detection",
 }
+FROZEN = ("knn", "linear", "full-linear")
 NETWORKS = {"pretrained": "pre-trained", "random": "random start", "pixels": "raw pixels"}
 
 
@@ -67,7 +69,7 @@ def _optimiser_charts(steps: list[Record]) -> list[Chart]:
 
 def accuracy_charts(records: list[Record]) -> list[Chart]:
     """Accuracy over epochs, one chart an evaluation that was made at least twice, with its 95 % interval."""
-    evaluations = of_kind(records, "evaluation")
+    evaluations = list(filter(has_headline, of_kind(records, "evaluation")))
     charts: list[Chart] = []
     for name in dict.fromkeys(record["name"] for record in evaluations):
         made = [record for record in evaluations if record["name"] == name]
@@ -75,7 +77,7 @@ def accuracy_charts(records: list[Record]) -> list[Chart]:
         if len(trained) < 2:
             continue
         label = NETWORKS["pretrained"]
-        line = [(float(record["epoch"]), float(record["score"]["top1"])) for record in trained]
+        line = [(float(record["epoch"]), headline(record["score"])[1]) for record in trained]
         band = [
             (float(record["epoch"]), float(low), float(high))
             for record in trained
@@ -83,7 +85,7 @@ def accuracy_charts(records: list[Record]) -> list[Chart]:
         ]
         known = all(math.isfinite(low) for _, low, _ in band)
         floors = {
-            NETWORKS[network]: float(record["score"]["top1"])
+            NETWORKS[network]: headline(record["score"])[1]
             for network in ("random", "pixels")
             for record in made
             if record["network"] == network
@@ -93,12 +95,15 @@ def accuracy_charts(records: list[Record]) -> list[Chart]:
             {label: line},
             title=f"{title} over epochs",
             x_label="epoch",
-            y_label="accuracy, %",
+            y_label=f"{headline(trained[0]['score'])[0]}, %",
             bands={label: band} if known else None,
             references=floors,
         )
-        words = "How well the frozen features tell the classes apart, with its 95 % interval. "
-        words += "Training is worth its time where the line is above the dashed ones."
+        if name in FROZEN:
+            words = "How well the frozen features tell the classes apart, with its 95 % interval. "
+            words += "Training is worth its time where the line is above the dashed ones."
+        else:
+            words = "The score on the test images, with its 95 % interval. The last one counts: none was chosen by it."
         charts.append(Chart(title=title, svg=svg, caption=words))
     return charts
 

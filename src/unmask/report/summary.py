@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from statistics import median
-from typing import Annotated, Any
+from typing import Annotated
 
 from typing_extensions import Doc
 
 from unmask.report.curves import EVALUATIONS, NETWORKS
+from unmask.report.headline import has_headline, headline
 from unmask.report.log import Record, of_kind
 from unmask.report.text import DASH, count, duration, interval, number, percent
 
@@ -56,7 +56,7 @@ class Table:
 def accuracies(records: list[Record]) -> tuple[Accuracy, ...]:
     """For each evaluation in the log the last score of each network."""
     latest: dict[str, dict[str, Score]] = {}
-    for record in of_kind(records, "evaluation"):
+    for record in filter(has_headline, of_kind(records, "evaluation")):
         latest.setdefault(record["name"], {})[record["network"]] = _score(record)
     return tuple(
         Accuracy(
@@ -113,7 +113,7 @@ def evaluation_table(records: list[Record]) -> Table:
             *(_share_or_dash(record["score"].get(key)) for key in ("top5", "mean_class")),
             count(int(record["score"].get("n", 0))),
         )
-        for record in of_kind(records, "evaluation")
+        for record in filter(has_headline, of_kind(records, "evaluation"))
         for score in (_score(record),)
     ]
     headers = (
@@ -144,17 +144,6 @@ def health_table(records: list[Record]) -> Table:
     ]
     headers = ("step", *(name.replace("_", " ") for name in names))
     return Table(title="Health", headers=headers, rows=tuple(rows))
-
-
-HEADLINES = {"top1": "top-1", "mean_ap": "mAP", "miou": "mIoU", "box_ap": "box AP"}
-"""What the one figure of each kind of score is called, by its key."""
-
-
-def headline(score: Mapping[str, Any]) -> tuple[str, float, tuple[float, float] | None]:
-    """The one figure that sums up a score of any kind: its name, its value in percent, and its 95 % interval."""
-    key = next(key for key in HEADLINES if key in score)
-    interval_of = score.get("interval")
-    return HEADLINES[key], float(score[key]), None if interval_of is None else (interval_of[0], interval_of[1])
 
 
 def _score(record: Record) -> Score:

@@ -22,7 +22,7 @@ from unmask.report.page import Figure
 from unmask.report.prediction_sheet import prediction_sheet
 from unmask.supervised.config import LabelBudget, SupervisedConfig
 from unmask.supervised.subject import Result, Subject
-from unmask.tasks.classification import ClassificationTask
+from unmask.tasks.classification import ClassificationTask, ClassifierConfig
 from unmask.tasks.classifier_file import classifier_file, finished
 from unmask.training.trainer import TrainingConfig
 
@@ -36,6 +36,7 @@ class ClassificationSubject(Subject[Batch]):
     file_name = "classifier.safetensors"
 
     def __init__(self, config: SupervisedConfig, start: PretrainedEncoder) -> None:
+        assert isinstance(config.settings, ClassifierConfig)
         self.train, self.test = classification_halves(config.data)
         self.train = within_budget(self.train, config.budget, config.training.seed)
         assert self.train.classes is not None

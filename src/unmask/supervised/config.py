@@ -12,17 +12,21 @@ from typing_extensions import Doc
 
 from unmask.config import FORMAT, read_values, structure
 from unmask.tasks.classification import ClassifierConfig
+from unmask.tasks.detection import DetectionConfig
+from unmask.tasks.segmentation import SegmentationConfig
 from unmask.training.trainer import TrainingConfig
 
 Protocol = Literal["finetune", "partial", "attentive", "certified", "segment", "detect"]
 Start = Literal["pretrained", "random"]
-Settings = ClassifierConfig
+Settings = ClassifierConfig | SegmentationConfig | DetectionConfig
 
 SETTINGS: dict[Protocol, type[Settings]] = {
     "finetune": ClassifierConfig,
     "partial": ClassifierConfig,
     "attentive": ClassifierConfig,
     "certified": ClassifierConfig,
+    "segment": SegmentationConfig,
+    "detect": DetectionConfig,
 }
 TITLES: dict[Protocol, str] = {
     "finetune": "Fine-tuning",

@@ -21,7 +21,7 @@ from unmask.report import (
     render_page,
     run_facts,
 )
-from unmask.report.summary import headline
+from unmask.report.headline import headline
 from unmask.run_folder import RunFolder
 from unmask.supervised.config import TITLES, SupervisedConfig, load_supervised
 from unmask.supervised.protocols import build

@@ -11,8 +11,8 @@ from rich.console import Console
 from unmask import __version__
 from unmask.models.pretrained import PretrainedEncoder, open_encoder
 from unmask.pretrain import random_start
+from unmask.report.headline import headline
 from unmask.report.log import of_kind, read_log
-from unmask.report.summary import headline
 from unmask.run_folder import RunFolder
 from unmask.run_loop import Batches, Job, Outcome, RunState, run_loop
 from unmask.supervised.config import SupervisedConfig

@@ -24,6 +24,9 @@ from unmask.data.randaugment import RandAugment
 from unmask.data.seeded import seeded
 from unmask.models.build import build_encoder
 from unmask.models.encoder import Encoder
+from unmask.models.hybrid import HybridEncoder
+from unmask.models.pixels import PixelEncoder
+from unmask.models.positions import resample_positions
 from unmask.models.pretrained import Pooling, PretrainedEncoder
 from unmask.models.relative_tables import with_own_tables
 from unmask.models.target import ema_update_, frozen_copy
@@ -138,6 +141,10 @@ class ClassifierConfig:
             raise ValueError(f"the momentum of averaged weights must lie in [0, 1), got {self.average}")
         if self.test_crop is not None and not 0 < self.test_crop <= 1:
             raise ValueError(f"test_crop must lie in (0, 1], got {self.test_crop}")
+        if self.head_std <= 0:
+            raise ValueError(f"the deviation of the head's weights must be above 0, got {self.head_std}")
+        if self.randaugment is not None:
+            RandAugment(self.randaugment, (0, 0, 0))  # refuses a policy that timm cannot read
         if self.tuned_blocks is not None and self.tuned_blocks < 0:
             raise ValueError(f"the number of blocks to tune must be 0 or more, got {self.tuned_blocks}")
 
@@ -148,28 +155,43 @@ class ClassifierConfig:
 
 
 def encoder_to_tune(pretrained: PretrainedEncoder, config: ClassifierConfig) -> Encoder:
-    """A copy of the encoder as fine-tuning wants it: drop path, tables of its own, image size, final norm, what learns.
+    """A copy of the encoder as fine-tuning wants it: drop path, tables of its own, image size, what learns.
 
-    ValueError for an image size that the patches do not divide, and for a ViT's wish on another network.
+    Positions learn, also those that pre-training held fixed, and follow another image size by interpolation, as in
+    MAE's code. ValueError for an image size that the patches do not divide.
     """
     old = pretrained.encoder
-    changed = replace(old.config, drop_path=config.drop_path, checkpointing=config.checkpointing)
+    position = "learned" if old.config.position == "sincos" else old.config.position
+    changed = replace(old.config, position=position, drop_path=config.drop_path, checkpointing=config.checkpointing)
     encoder = build_encoder(changed, mask_token=False)
     encoder.network.load_state_dict(old.network.state_dict())
     if config.own_tables and encoder.config.position == "relative":
         encoder = with_own_tables(encoder)
     height, width = old.image_size
-    size = (config.image_height or height, config.image_width or width)
-    if size != (height, width):
-        encoder.set_image_size(*size)
-    if config.norm == "fc" and isinstance(encoder, VitEncoder):
-        encoder.remove_norm()
+    _resize(
+        encoder,
+        height if config.image_height is None else config.image_height,
+        width if config.image_width is None else config.image_width,
+    )
     for name, parameter in encoder.network.named_parameters():
-        # MAE's fine-tuning trains the positions that pre-training held fixed.
         if name == "pos_embed":
             parameter.requires_grad_(True)
     freeze_below(encoder, config.tuned_blocks)
     return encoder
+
+
+def _resize(encoder: Encoder, height: int, width: int) -> None:
+    """Let the encoder take images of another size, with interpolated positions."""
+    if (height, width) == encoder.image_size:
+        return
+    if not isinstance(encoder, HybridEncoder):
+        encoder.set_image_size(height, width)
+        return
+    # Its own way computes fixed positions anew, beyond those that the blocks know.
+    position_1ND, grid = encoder.hybrid.pos_embed.detach(), encoder.grid
+    encoder.set_image_size(height, width)
+    resized_1ND = resample_positions(position_1ND, grid, encoder.grid, prefix=0, way=encoder.config.position_resize)
+    encoder.hybrid.pos_embed = nn.Parameter(resized_1ND)
 
 
 class AttentivePool(nn.Module):
@@ -190,10 +212,16 @@ class AttentivePool(nn.Module):
 
 
 class Classifier(nn.Module):
-    """An encoder with a head: normalised images to logits."""
+    """An encoder with a head: normalised images to logits.
+
+    Norm "fc" takes the final norm away from a ViT or a hybrid; other encoders keep what they have. ValueError for
+    pooling that the encoder does not allow.
+    """
 
     def __init__(self, encoder: Encoder, config: ClassifierConfig, classes: int) -> None:
         super().__init__()
+        if config.head == "linear" and config.pooling == "class" and not encoder.has_class_token:
+            raise ValueError("this encoder has no class token; pool by mean")
         self.encoder = encoder
         self.pooling: Pooling = config.pooling
         self.attentive: AttentivePool | None = None
@@ -204,7 +232,8 @@ class Classifier(nn.Module):
         self.fc_norm: nn.Module = nn.Identity()
         if config.norm == "batch":
             self.fc_norm = nn.BatchNorm1d(width, eps=NORM_EPS, affine=False)
-        elif config.norm == "fc" and isinstance(encoder, VitEncoder):
+        elif config.norm == "fc" and isinstance(encoder, VitEncoder | HybridEncoder):
+            encoder.remove_norm()
             self.fc_norm = nn.LayerNorm(width, eps=NORM_EPS)
         self.head = nn.Linear(width, classes)
         nn.init.trunc_normal_(self.head.weight, std=config.head_std)
@@ -212,13 +241,18 @@ class Classifier(nn.Module):
 
     def forward(self, images_BCHW: Float[Tensor, "B C H W"]) -> Float[Tensor, "B K"]:
         """Logits."""
-        tokens_BLD = self.encoder(images_BCHW)
         if self.attentive is not None:
-            pooled_BD = self.attentive(tokens_BLD)
+            pooled_BD = self.attentive(self.encoder(images_BCHW))
         else:
-            pooled_BD = self.encoder.pool(tokens_BLD, self.pooling)
+            pooled_BD = self.encoder.pool(self._tokens(images_BCHW), self.pooling)
         logits_BK: Tensor = self.head(self.fc_norm(pooled_BD))
         return logits_BK
+
+    def _tokens(self, images_BCHW: Tensor) -> Tensor:
+        # An iGPT's features for probes lie in its middle; when it is fine-tuned its last block is read [iGPT, 2.3].
+        if isinstance(self.encoder, PixelEncoder):
+            return self.encoder.last_tokens(self.encoder.ids(images_BCHW))
+        return self.encoder(images_BCHW)
 
 
 @dataclass(frozen=True)
@@ -345,6 +379,12 @@ class ClassificationTask(Trainee[Batch, LabelledViews]):
         if self.average is not None:
             assert self.config.average is not None
             ema_update_(self.average, self.classifier, self.config.average)
+            # As timm's ModelEma, which the authors use: the statistics of batch norm are averaged too.
+            for own, other in zip(self.average.buffers(), self.classifier.buffers(), strict=True):
+                if own.is_floating_point():
+                    own.lerp_(other, 1 - self.config.average)
+                else:
+                    own.copy_(other)
 
     def rule(self, name: str, parameter: Tensor) -> ParameterRule:
         """Layer decay; no weight decay for vectors, positions and class token."""

@@ -1,24 +1,27 @@
 """A finished classifier as a file: a safetensors file whose header says how to build and feed it.
 
-timm alone loads it, where timm has the network and the head is linear:
+timm alone loads it, where timm has the same network with a linear head:
 
     header = json.loads(safe_open("classifier.safetensors", "pt").metadata()["unmask_classifier"])
     model = timm.create_model(header["timm_name"], **header["timm_arguments"])
     model.load_state_dict(load_file("classifier.safetensors"))
 
 `model(images)` then gives the logits of header["classes"], for images normalised by header["mean"] and header["std"].
+Elsewhere "timm_name" is null, and `read_classifier` reads it.
 
 Shape legend: B images, C channels, H x W pixels, K classes.
 """
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import timm
 import torch
 from jaxtyping import Float, UInt8
 from timm.models.beit import Beit
@@ -27,9 +30,8 @@ from torch import Tensor, nn
 
 from unmask.models.build import build_encoder
 from unmask.models.convolutional import ConvEncoder
-from unmask.models.encoder_config import EncoderConfig, blank_timm_model
+from unmask.models.encoder_config import EncoderConfig
 from unmask.models.model_file import config_of, header_of, read_tensors
-from unmask.models.vit import VitEncoder
 from unmask.tasks.classification import ClassificationTask, Classifier, ClassifierConfig
 from unmask.views import normalise, to_float
 
@@ -106,6 +108,13 @@ def classifier_file(task: ClassificationTask, facts: dict[str, Any]) -> tuple[di
     classifier, config = task.judged, task.config
     encoder = classifier.encoder
     name, arguments, prefix = _timm_model(classifier, len(task.classes))
+    tensors = {key: value.detach().cpu() for key, value in encoder.network.state_dict().items()}
+    for key, value in classifier.state_dict().items():
+        if not key.startswith("encoder."):
+            renamed = f"{prefix}{key.removeprefix('head')}" if key.startswith("head.") else key
+            tensors[renamed] = value.detach().cpu()
+    if name is not None and not _timm_agrees(classifier, name, arguments or {}, tensors):
+        name, arguments = None, None
     header = {
         "format": FORMAT,
         "timm_name": name,
@@ -121,16 +130,11 @@ def classifier_file(task: ClassificationTask, facts: dict[str, Any]) -> tuple[di
         "classifier": {field: getattr(config, field) for field in BUILT_BY},
         **facts,
     }
-    tensors = {key: value.detach().cpu() for key, value in encoder.network.state_dict().items()}
-    for key, value in classifier.state_dict().items():
-        if not key.startswith("encoder."):
-            renamed = f"{prefix}{key.removeprefix('head')}" if key.startswith("head.") else key
-            tensors[renamed] = value.detach().cpu()
     return tensors, {HEADER: json.dumps(header)}
 
 
 def _timm_model(classifier: Classifier, classes: int) -> tuple[str | None, dict[str, Any] | None, str]:
-    """Name and arguments by which timm alone builds the whole classifier, and what it calls the head.
+    """Name and arguments by which timm alone should build the whole classifier, and what it calls the head.
 
     None where timm has no such network, head or norm.
     """
@@ -142,16 +146,38 @@ def _timm_model(classifier: Classifier, classes: int) -> tuple[str | None, dict[
     if isinstance(encoder, ConvEncoder):
         if not isinstance(classifier.fc_norm, nn.Identity):
             return None, None, "head"
-        model = blank_timm_model(name)
-        model.reset_classifier(classes)
+        with torch.device("meta"):
+            model: Any = timm.create_model(name, num_classes=classes)
         found = next(key for key, module in model.named_modules() if module is model.get_classifier())
         return name, arguments | {"global_pool": "avg"}, found
     if isinstance(classifier.fc_norm, nn.BatchNorm1d):
         return None, None, "head"
     has_fc_norm = isinstance(classifier.fc_norm, nn.LayerNorm)
-    kind = "use_fc_norm" if isinstance(encoder.network, Beit | Eva) else "fc_norm"
-    pool = "avg" if classifier.pooling == "mean" else "token"
-    return name, arguments | {"global_pool": pool, kind: has_fc_norm}, "head"
+    arguments["global_pool"] = "avg" if classifier.pooling == "mean" else "token"
+    arguments["use_fc_norm" if isinstance(encoder.network, Beit | Eva) else "fc_norm"] = has_fc_norm
+    if isinstance(encoder.network, Eva):
+        arguments["use_post_transformer_norm"] = not has_fc_norm
+    return name, arguments, "head"
+
+
+@torch.no_grad()
+def _timm_agrees(classifier: Classifier, name: str, arguments: dict[str, Any], tensors: dict[str, Tensor]) -> bool:
+    """Whether timm's model takes the tensors and says the same of an image.
+
+    Tried out, because timm's networks differ in what lies between the last map and the head (ConvNeXt norms what is
+    pooled, where our encoders norm first), and in their norms.
+    """
+    own = copy.deepcopy(classifier).cpu().eval()
+    generator = torch.Generator().manual_seed(0)
+    image = torch.randn(1, own.encoder.config.channels, *own.encoder.image_size, generator=generator)
+    with torch.random.fork_rng(devices=[]):  # its weights are drawn before they are replaced
+        theirs = timm.create_model(name, **arguments)
+    try:
+        theirs.load_state_dict(tensors)
+    except RuntimeError:
+        return False
+    logits = own(image)
+    return bool((theirs.eval()(image) - logits).abs().max() <= 1e-4 * logits.abs().max())
 
 
 def read_classifier(path: Path) -> FinishedClassifier:
@@ -163,12 +189,11 @@ def read_classifier(path: Path) -> FinishedClassifier:
         built = ClassifierConfig(**header["classifier"])
         classes = tuple(str(name) for name in header["classes"])
         mean, std = (tuple(float(value) for value in header[key]) for key in ("mean", "std"))
-        prefix, several, crop_ratio = str(header["head_prefix"]), bool(header["several"]), header["crop_ratio"]
+        prefix, several = str(header["head_prefix"]), bool(header["several"])
+        crop_ratio = None if header["crop_ratio"] is None else float(header["crop_ratio"])
     except (AttributeError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} has a damaged header") from error
     encoder = build_encoder(encoder_config, mask_token=False)
-    if built.norm == "fc" and isinstance(encoder, VitEncoder):
-        encoder.remove_norm()
     classifier = Classifier(encoder, built, len(classes))
     outside = {key for key in classifier.state_dict() if not key.startswith("encoder.")}
     own = {f"{prefix}.weight": "head.weight", f"{prefix}.bias": "head.bias"} | {
@@ -184,6 +209,6 @@ def read_classifier(path: Path) -> FinishedClassifier:
         classes=classes,
         mean=mean,
         std=std,
-        crop_ratio=None if crop_ratio is None else float(crop_ratio),
+        crop_ratio=crop_ratio,
         several=several,
     )

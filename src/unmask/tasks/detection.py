@@ -73,10 +73,20 @@ class DetectorConfig:
     ] = None
     ratios: Annotated[tuple[float, ...], Doc("Height by width of the anchors of each map.")] = (0.5, 1.0, 2.0)
     proposals: Annotated[
-        int, Doc("Proposals an image in which things are looked for; twice as many of each map are sifted. [1000]")
-    ] = 1000
+        int | None,
+        Doc(
+            "Proposals an image in which things are looked for; twice as many of each map are sifted. None: as many as "
+            "the canvas has pixels a side, 100 to 1000. [1000]"
+        ),
+    ] = None
     proposal_samples: Annotated[int, Doc("Anchors an image that the proposals learn from. [256]")] = 256
-    box_samples: Annotated[int, Doc("Proposals an image that boxes and outlines learn from. [512]")] = 512
+    box_samples: Annotated[
+        int | None,
+        Doc(
+            "Proposals an image that boxes and outlines learn from. None: half as many as the canvas has pixels a "
+            "side, 64 to 512. [512]"
+        ),
+    ] = None
     score_threshold: Annotated[float, Doc("Least score of what is shown. [.05]")] = 0.05
     overlap: Annotated[float, Doc("Of two boxes of a class that overlap by more (IoU) one stays. [.5]")] = 0.5
     detections: Annotated[int, Doc("Most things shown in one image. [100]")] = 100
@@ -253,6 +263,8 @@ class Detector(nn.Module):
             frozen=frozen_encoder,
         )
         box_width = config.box_width or 4 * width
+        side = max(encoder.image_size)
+        proposals = config.proposals or min(1000, max(100, side))
         labels = classes + 1  # torchvision's class 0 is the background
         boxes = FastRCNNPredictor(box_width, labels)
         nn.init.normal_(boxes.cls_score.weight, std=0.01)  # [detectron2]
@@ -264,16 +276,16 @@ class Detector(nn.Module):
             "rpn_anchor_generator": AnchorGenerator(((1,),) * len(LEVELS), (config.ratios,) * len(LEVELS)),
             "rpn_head": InFloat32(RPNHead(width, len(config.ratios), conv_depth=2)),
             "rpn_batch_size_per_image": config.proposal_samples,
-            "rpn_pre_nms_top_n_train": 2 * config.proposals,
-            "rpn_pre_nms_top_n_test": config.proposals,
-            "rpn_post_nms_top_n_train": config.proposals,
-            "rpn_post_nms_top_n_test": config.proposals,
+            "rpn_pre_nms_top_n_train": 2 * proposals,
+            "rpn_pre_nms_top_n_test": proposals,
+            "rpn_post_nms_top_n_train": proposals,
+            "rpn_post_nms_top_n_test": proposals,
             "box_roi_pool": _pool(_BOX_CELLS, pyramid),
             "box_head": FastRCNNConvFCHead(
                 (width, _BOX_CELLS, _BOX_CELLS), [width] * 4, [box_width], norm_layer=LayerNorm2d
             ),
             "box_predictor": InFloat32(boxes),
-            "box_batch_size_per_image": config.box_samples,
+            "box_batch_size_per_image": config.box_samples or min(512, max(64, side // 2)),
             "box_score_thresh": config.score_threshold,
             "box_nms_thresh": config.overlap,
             "box_detections_per_img": config.detections,
@@ -289,8 +301,7 @@ class Detector(nn.Module):
             if outlines
             else FasterRCNN(pyramid, **parts)
         )
-        side = max(encoder.image_size) / 32
-        sides = config.anchors or tuple(side * 2**level for level in range(len(LEVELS)))
+        sides = config.anchors or tuple(side / 32 * 2**level for level in range(len(LEVELS)))
         self.rcnn.rpn.anchor_generator = Anchors(sides, config.ratios, pyramid.strides)
 
     @property
@@ -327,11 +338,11 @@ class Detector(nn.Module):
         """
         assert not self.training, "detect() is for eval mode"
         maps = self.pyramid(images_BCHW)
+        if not bool(torch.isfinite(maps[LEVELS[-1]]).all()):
+            raise ValueError("the detector gives numbers that are NaN or infinite: its training has diverged")
         # Boxes end where the image ends, not where the canvas does.
         images = ImageList(images_BCHW, [(fit.shown_height, fit.shown_width) for fit in fits])
         proposals, _ = self.rcnn.rpn(images, maps, None)
-        if not all(bool(torch.isfinite(boxes).all()) for boxes in proposals):
-            raise ValueError("the detector gives numbers that are NaN or infinite: its training has diverged")
         found, _ = self.rcnn.roi_heads(maps, proposals, images.image_sizes, None)
         return [_in_original(one, fit) for one, fit in zip(found, fits, strict=True)]
 

@@ -65,13 +65,14 @@ def record_result(
     network: str,
     score: Mapping[str, Any],
     settings: Mapping[str, Any],
+    at: tuple[int, float] | None = None,
 ) -> dict[str, Any]:
     """Add a result to the log beside the encoder, with everything needed to repeat it; returns the record.
 
-    ValueError where the log cannot be written.
+    `at`: step and epoch of the weights; None for those of the finished run. ValueError where the log cannot be written.
     """
     folder = results_folder(options.run)
-    step, epoch = folder.last_step() if network == "pretrained" else (0, 0.0)
+    step, epoch = at or (folder.last_step() if network == "pretrained" else (0, 0.0))
     record: dict[str, Any] = {
         "kind": "evaluation",
         "step": step,
@@ -91,6 +92,17 @@ def record_result(
         raise ValueError(f"cannot make the folder {folder.path} ({(error.strerror or 'error').lower()})") from error
     folder.append(record)
     return record
+
+
+def write_drawing(svg: str, path: Path) -> None:
+    """Write a chart as a file of its own. ValueError where it cannot be written."""
+    # A file of its own needs the namespace that a drawing within a page does without.
+    alone = svg.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(alone, encoding="utf-8")
+    except OSError as error:
+        raise ValueError(f"cannot write {path} ({(error.strerror or 'error').lower()})") from error
 
 
 def print_json(record: Mapping[str, Any]) -> None:

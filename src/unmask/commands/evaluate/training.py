@@ -22,7 +22,7 @@ from unmask.commands.evaluate.shared import (
 )
 from unmask.evaluate import gap_sentence, interval_noise
 from unmask.models.pretrained import open_encoder
-from unmask.report.summary import headline
+from unmask.report.headline import headline
 from unmask.run_folder import RunFolder
 from unmask.supervised.config import LabelBudget, Protocol, Settings, Start, SupervisedConfig
 from unmask.supervised.defaults import augmentation_for, scaled_rate, supervised_batch, supervised_epochs
@@ -30,6 +30,7 @@ from unmask.supervised.protocols import build, train_size
 from unmask.supervised.report import write_supervised_report
 from unmask.supervised.run import final_score, start_encoder, train_supervised
 from unmask.tasks.classification import ClassifierConfig
+from unmask.tasks.segmentation import SegmentationConfig
 from unmask.training.trainer import Precision, TrainingConfig, choose_device
 
 NETWORKS: dict[Start, str] = {"pretrained": "pre-trained", "random": "random start"}
@@ -89,6 +90,7 @@ def resolve(options: TrainedOptions, plan: Plan, start: Start) -> SupervisedConf
     epochs = options.epochs or plan.epochs or supervised_epochs(samples, batch)
     settings = plan.settings
     if plan.fit_augmentation is not None:
+        assert isinstance(settings, ClassifierConfig)
         settings = augmentation_for(settings, plan.fit_augmentation, samples * epochs)
     optimizer = settings.optimizer
     if options.lr is not None:
@@ -199,6 +201,8 @@ def describe(config: SupervisedConfig, out: Path, console: Console) -> None:
 
 def _augmentation(settings: Settings) -> str:
     """What is done to the train images, in words."""
+    if not isinstance(settings, ClassifierConfig):
+        return "crops of many scales, flips" + (", colours" if isinstance(settings, SegmentationConfig) else "")
     found = ["crops", "flips"]
     if settings.randaugment is not None:
         found.append(settings.randaugment)

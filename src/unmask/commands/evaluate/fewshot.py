@@ -1,0 +1,125 @@
+"""`unmask evaluate fewshot RUN DATA`: how far a few labels go with frozen features."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated
+
+import tyro
+from rich.console import Console
+
+from unmask.commands.evaluate.features import NAMES, FeatureOptions, is_multilabel
+from unmask.commands.evaluate.shared import plain_table, print_json, record_result, settings_of, workers_of
+from unmask.commands.parse import parse
+from unmask.data.sources import labelled
+from unmask.evaluate import Network, few_shots, gain
+from unmask.evaluation.fewshot import FewShotConfig, FewShotResult, Spread
+from unmask.training.trainer import choose_device
+
+
+@dataclass(frozen=True, kw_only=True)
+class FewShot(FeatureOptions):
+    """Tell classifiers of frozen features the classes of a few images only, several times over, beside raw pixels and
+    the random start."""
+
+    few: Annotated[FewShotConfig, tyro.conf.arg(name="")] = FewShotConfig()
+
+
+def run(protocol: str, arguments: Sequence[str]) -> int:
+    """The exit code of `unmask evaluate fewshot`."""
+    command = parse(FewShot, arguments, command="evaluate fewshot")
+    if is_multilabel(command.data):
+        raise ValueError("few labels are of images with one class each; a CSV of several is for the linear probe")
+    halves = labelled(command.data)
+    console = Console(stderr=True)
+    found: dict[Network, tuple[FewShotResult, ...]] = {}
+
+    def say(network: Network) -> None:
+        if console.is_terminal:
+            console.print(f"[dim]few labels with {NAMES[network]} ...[/dim]", end="\r")
+
+    for network, results in few_shots(
+        command.run,
+        halves,
+        command.few,
+        pooling=command.pooling,
+        seed=command.seed,
+        workers=workers_of(command),
+        device=choose_device(command.device),
+        floors=command.floors,
+        on_start=say,
+    ):
+        found[network] = results
+        for result in results:
+            settings = settings_of(command.few) | {"pooling": command.pooling}
+            record = record_result(command, "fewshot", network, result.as_dict(), settings)
+            if command.json:
+                print_json(record)
+    if not command.json:
+        _print(command, found, images=len(halves[0]))
+    return 0
+
+
+def _print(command: FewShot, found: dict[Network, tuple[FewShotResult, ...]], *, images: int) -> None:
+    console = Console(soft_wrap=True)
+    trained = found["pretrained"]
+    tested = next(result.scores[0].n for result in trained if result.scores)
+    draws = "1 draw" if command.few.seeds == 1 else f"{command.few.seeds} draws"
+    console.print(
+        f"fewshot of {command.run} on {command.data}: labels drawn from {images} training images, {draws} of them, "
+        f"{tested} test images",
+        highlight=False,
+        markup=False,
+    )
+    floored = "random" in found
+    gains = (["gain"] if command.few.seeds > 1 else ["difference"]) if floored else []
+    table = plain_table("budget", "labels", "top-1 % by", *(NAMES[network] for network in found), *gains)
+    for place, result in enumerate(trained):
+        cells = [_spread(results[place].top1) for results in found.values()]
+        labels = str(result.labels) if result.scores else "-"
+        table.add_row(
+            result.budget, labels, result.classifier, *cells, *([_gain(result, found["random"][place])] * floored)
+        )
+    console.print(table)
+    for result in trained:
+        if result.reason and result.classifier == command.few.classifiers[0]:
+            console.print(f"{result.budget}: left out, {result.reason}", highlight=False, markup=False)
+    if floored:
+        console.print(verdict(trained, found["random"]), highlight=False)
+
+
+def verdict(trained: Sequence[FewShotResult], floor: Sequence[FewShotResult]) -> str:
+    """A sentence on whether the encoder is above its random start beyond what the choice of labels can turn round."""
+    pairs = list(zip(trained, floor, strict=True))
+    gains = {f"{one.budget} by {one.classifier}": gain(one, other) for one, other in pairs}
+    verdicts = {name: found.verdict for name, found in gains.items() if found is not None}
+    if all(found is None or found.half is None for found in gains.values()):
+        return "one draw says nothing about the spread: draw twice at least (--seeds)"
+    said = f"above the random start beyond the spread of the draws (95 %) in {{}} of {len(verdicts)} rows"
+    above = [name for name, word in verdicts.items() if word == "above"]
+    below = [name for name, word in verdicts.items() if word == "below"]
+    within = [name for name, word in verdicts.items() if word == "within"]
+    sentence = f"pre-trained is {said.format(len(above))}"
+    if below:
+        sentence += f"; below it: {', '.join(below)}"
+    if within:
+        sentence += f"; within the spread: {', '.join(within)}"
+    return sentence
+
+
+def _spread(spread: Spread | None) -> str:
+    if spread is None:
+        return "-"
+    if spread.interval is None:
+        return f"{spread.mean:.1f}"
+    # The interval is cut at 0 and 100; its longer side is whole.
+    half = max(spread.mean - spread.interval[0], spread.interval[1] - spread.mean)
+    return f"{spread.mean:.1f} ± {half:.1f}"
+
+
+def _gain(trained: FewShotResult, floor: FewShotResult) -> str:
+    found = gain(trained, floor)
+    if found is None:
+        return "-"
+    return f"{found.mean:+.1f}" + ("" if found.half is None else f" ± {found.half:.1f}")

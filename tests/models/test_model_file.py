@@ -1,0 +1,79 @@
+"""What all model files share: a header that is read strictly, tensors without running code."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from unmask.models.model_file import config_of, header_of, read_tensors
+
+FILE = Path("some/model.safetensors")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """A flat configuration."""
+
+    width: int = 3
+    range: tuple[float, float] = (0.0, 1.0)
+    name: str | None = None
+
+
+def test_tensors_and_metadata_come_back(tmp_path: Path) -> None:
+    tensors = {"a": torch.arange(6).view(2, 3), "b.c": torch.rand(4).half(), "empty": torch.zeros(0, 2)}
+    save_file(tensors, tmp_path / "file", metadata={"one": "1"})
+    found, metadata = read_tensors(tmp_path / "file")
+    assert metadata == {"one": "1"}
+    assert found.keys() == tensors.keys()
+    assert all(
+        torch.equal(found[name], tensor) and found[name].dtype == tensor.dtype for name, tensor in tensors.items()
+    )
+    save_file(tensors, tmp_path / "bare")
+    assert read_tensors(tmp_path / "bare")[1] == {}
+
+
+@pytest.mark.parametrize("content", [b"", b"text", b"\x80\x04\x95."])
+def test_what_is_no_safetensors_file_is_refused(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "model"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=f"^{path} is not a readable safetensors file$"):
+        read_tensors(path)
+    for absent in (tmp_path / "absent", tmp_path):
+        with pytest.raises(ValueError, match=f"^{absent} is not a readable safetensors file$"):
+            read_tensors(absent)
+
+
+def header(text: Any, what: str = "an encoder") -> dict[str, Any]:
+    metadata = {"mine": text if isinstance(text, str) else json.dumps(text)}
+    return header_of(metadata, "mine", 3, FILE, what)
+
+
+def test_a_header_of_its_format_is_read() -> None:
+    assert header({"format": 3, "more": [1]}) == {"format": 3, "more": [1]}
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "3", "null", '"text"', "{}", '{"formats": 3}'])
+def test_a_damaged_header_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=f"^{FILE} has a damaged header$"):
+        header(text)
+
+
+def test_a_missing_or_foreign_header_is_refused() -> None:
+    with pytest.raises(ValueError, match=rf"^{FILE} is not a classifier written by unmask \(its header is missing\)$"):
+        header_of({"other": "{}"}, "mine", 3, FILE, "a classifier")
+    for what, named in (("an encoder", "encoder"), ("a classifier", "classifier")):
+        with pytest.raises(ValueError, match=f"^{FILE} has {named} format 4, this version reads 3$"):
+            header({"format": 4}, what)
+
+
+def test_lists_become_tuples_and_what_is_wrong_raises() -> None:
+    assert config_of(Sizes, {"width": 4, "range": [0.5, 1], "name": "x"}) == Sizes(width=4, range=(0.5, 1), name="x")
+    assert config_of(Sizes, {}) == Sizes()
+    with pytest.raises(TypeError):
+        config_of(Sizes, {"height": 4})
