@@ -21,17 +21,13 @@ from unmask.data.annotated import IGNORE, SegmentationSource
 from unmask.data.decode import DecodeError
 from unmask.data.layout import hashed_test_mask
 from unmask.data.loader import TooManyBadFiles
-from unmask.data.segmentation import (
+from unmask.data.segmentation import check_halves, open_pair, open_segmentation, read_index_mask, segmentation_halves
+from unmask.data.segmentation_crops import (
     SegmentationBatch,
     SegmentationCropConfig,
     SegmentationDataset,
     SegmentationTestLoader,
-    check_halves,
     covering_size,
-    open_pair,
-    open_segmentation,
-    read_index_mask,
-    segmentation_halves,
     segmentation_loader,
 )
 from unmask.data.sources import ArraySource

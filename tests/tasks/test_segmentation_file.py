@@ -15,7 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from unmask.data.segmentation import covering_size
+from unmask.data.segmentation_crops import covering_size
 from unmask.models.build import build_encoder
 from unmask.models.encoder_config import EncoderConfig
 from unmask.models.pretrained import PretrainedEncoder

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from coin_tiles import CLASSES, CoinTiles
 from unmask.data.annotated import IGNORE
-from unmask.data.segmentation import SegmentationBatch, SegmentationCropConfig, segmentation_loader
+from unmask.data.segmentation_crops import SegmentationBatch, SegmentationCropConfig, segmentation_loader
 from unmask.evaluation.segmentation import evaluate_segmentation
 from unmask.models.build import build_encoder
 from unmask.models.encoder_config import EncoderConfig

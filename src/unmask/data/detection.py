@@ -24,7 +24,7 @@ from unmask.data.annotated import DetectionSource, Things
 from unmask.data.crop import Stream, sample_generator
 from unmask.data.dataset import BadFile, replacements
 from unmask.data.decode import DecodeError, OpenImage, open_image
-from unmask.data.loader import StepLoader, _leave_signals_to_main, _watched
+from unmask.data.loader import StepLoader, leave_signals_to_main, watched
 
 Size = tuple[int, int]
 
@@ -305,11 +305,11 @@ class DetectionTestLoader:
             batch_size=self._batch_size,
             collate_fn=list,
             num_workers=self._workers,
-            worker_init_fn=_leave_signals_to_main,
+            worker_init_fn=leave_signals_to_main,
         )
         found_any = False
         loaded: Any = iter(loader)
-        for items in cast(Iterator[list[_TestItem | BadFile]], _watched(loaded)):
+        for items in cast(Iterator[list[_TestItem | BadFile]], watched(loaded)):
             self.bad_files |= {item.path: item.reason for item in items if isinstance(item, BadFile)}
             whole = [item for item in items if not isinstance(item, BadFile)]
             if whole:

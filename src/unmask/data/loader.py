@@ -153,10 +153,10 @@ class StepLoader(Generic[ItemT, BatchT]):
             batch_sampler=keys,
             collate_fn=self._collate,
             num_workers=self._workers,
-            worker_init_fn=_leave_signals_to_main,
+            worker_init_fn=leave_signals_to_main,
             pin_memory=self._pin_memory,
         )
-        for step, loaded in zip(self._steps, _watched(iter(loader)), strict=True):
+        for step, loaded in zip(self._steps, watched(iter(loader)), strict=True):
             self._judge(loaded)
             assert loaded.batch is not None
             # Every batch is a dataclass; the protocol cannot say so.
@@ -290,10 +290,10 @@ class EvalLoader:
             batch_size=self._batch_size,
             collate_fn=_collate_readable,
             num_workers=self._workers,
-            worker_init_fn=_leave_signals_to_main,
+            worker_init_fn=leave_signals_to_main,
         )
         found_any = False
-        for loaded in _watched(iter(loader)):
+        for loaded in watched(iter(loader)):
             self.bad_files.update({bad.path: bad.reason for bad in loaded.bad})
             if loaded.batch is not None:
                 found_any = True
@@ -381,7 +381,7 @@ def _batch(samples: list[Sample]) -> Batch:
     )
 
 
-def _watched(batches: Iterator[_Loaded[BatchT]]) -> Iterator[_Loaded[BatchT]]:
+def watched(batches: Iterator[_Loaded[BatchT]]) -> Iterator[_Loaded[BatchT]]:
     """The batches, with one clear sentence when a worker process has died."""
     while True:
         try:
@@ -398,7 +398,7 @@ def _watched(batches: Iterator[_Loaded[BatchT]]) -> Iterator[_Loaded[BatchT]]:
         yield loaded
 
 
-def _leave_signals_to_main(worker: int) -> None:
+def leave_signals_to_main(worker: int) -> None:
     """Make a worker survive Ctrl-C and a terminated job: the main process must finish its step and save.
 
     Both signals reach every process of a job. The worker still ends when its main process ends or terminates

@@ -16,7 +16,7 @@ from torch import Tensor
 from typing_extensions import Doc
 
 from unmask.data.annotated import IGNORE, SegmentationSource
-from unmask.data.segmentation import SegmentationTestLoader
+from unmask.data.segmentation_crops import SegmentationTestLoader
 from unmask.evaluation.metrics import RESAMPLES
 from unmask.tasks.segmentation_file import FinishedSegmenter, best_classes
 

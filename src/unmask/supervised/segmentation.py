@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from unmask.data.loader import StepLoader
-from unmask.data.segmentation import SegmentationBatch, SegmentationSample, segmentation_halves, segmentation_loader
+from unmask.data.segmentation import segmentation_halves
+from unmask.data.segmentation_crops import SegmentationBatch, SegmentationSample, segmentation_loader
 from unmask.evaluation.classifier import evenly
 from unmask.evaluation.segmentation import SegmentedImage, evaluate_segmentation
 from unmask.models.pretrained import PretrainedEncoder

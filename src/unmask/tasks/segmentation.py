@@ -24,7 +24,7 @@ from torchvision.models.segmentation.fcn import FCNHead
 from typing_extensions import Doc
 
 from unmask.data.annotated import IGNORE
-from unmask.data.segmentation import SegmentationBatch, SegmentationCropConfig
+from unmask.data.segmentation_crops import SegmentationBatch, SegmentationCropConfig
 from unmask.models.block_pyramid import BlockPyramid
 from unmask.models.build import build_encoder
 from unmask.models.encoder import Encoder

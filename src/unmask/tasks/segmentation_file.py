@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from unmask.data.segmentation import covering_size
+from unmask.data.segmentation_crops import covering_size
 from unmask.models.build import build_encoder
 from unmask.models.encoder_config import EncoderConfig
 from unmask.models.model_file import config_of, header_of, read_tensors

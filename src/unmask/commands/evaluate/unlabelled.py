@@ -46,7 +46,8 @@ class Unlabelled(EvaluationOptions):
         Literal["mean", "class"], Doc("One feature an image: mean of the patches, or the class token.")
     ] = "mean"
     checkpoints: Annotated[
-        bool, Doc("Measure every checkpoint that RUN keeps (pretrain --keep-every), one row each; RUN may be unfinished.")
+        bool,
+        Doc("Measure every checkpoint that RUN keeps (pretrain --keep-every), one row each; RUN may be unfinished."),
     ] = False
     views: Annotated[ViewConfig, tyro.conf.arg(name="")] = ViewConfig()
 
