@@ -7,9 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from unmask.interop.authors.case import Json, Tensors
+from unmask.interop.golden import load_tensors, tensor_file
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
@@ -25,7 +26,7 @@ def read_case() -> Callable[[str], tuple[Json, Tensors]]:
     """Reads the JSON and the tensors of a case."""
 
     def read(name: str) -> tuple[Json, Tensors]:
-        return json.loads((GOLDEN / f"{name}.json").read_text()), load_file(GOLDEN / f"{name}.safetensors")
+        return json.loads((GOLDEN / f"{name}.json").read_text()), load_tensors(tensor_file(GOLDEN / f"{name}.json"))
 
     return read
 

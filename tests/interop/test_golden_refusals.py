@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import lzma
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -56,6 +57,14 @@ def test_a_damaged_file_is_a_reason(golden: Path, tmp_path: Path) -> None:
         path.with_suffix(".safetensors").write_bytes(content)
         _refuses(verify(path), "unreadable: ", "?")
     path.with_suffix(".safetensors").write_bytes(whole)
+    assert verify(path).agrees
+    # Packed it agrees as well, and a damaged pack is a reason too.
+    path.with_suffix(".safetensors").unlink()
+    packed = lzma.compress(whole, preset=0)
+    for content in (b"", b"nothing", packed[:-100]):
+        path.with_suffix(".safetensors.xz").write_bytes(content)
+        _refuses(verify(path), "unreadable: ", "?")
+    path.with_suffix(".safetensors.xz").write_bytes(packed)
     assert verify(path).agrees
     for text in ("", "{", "[]", "[1, 2]", "3", "null", '"mae"', "{}", "\udcff", "[" * 100_000):
         path.write_bytes(text.encode("utf8", "surrogateescape"))
@@ -113,7 +122,7 @@ def test_absurd_json_is_a_reason(read_case: Read, write_case: Write, changes: di
 
 
 def test_cases_are_found_in_pairs_and_in_order(golden: Path, tmp_path: Path) -> None:
-    assert [path.stem for path in find_cases(golden)] == sorted(path.stem for path in golden.glob("*.safetensors"))
+    assert [path.stem for path in find_cases(golden)] == sorted(path.stem for path in golden.glob("*.json"))
     with pytest.raises(ValueError, match=r"^there is no folder .*nowhere$"):
         find_cases(tmp_path / "nowhere")
     (tmp_path / "alone.json").write_text("{}")

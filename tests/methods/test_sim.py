@@ -11,11 +11,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from unmask.colour import ColourConfig
 from unmask.data.batch import Batch
+from unmask.interop.golden import load_tensors, tensor_file
 from unmask.masking import MaskConfig, masked_count
 from unmask.methods.sim import SIM, SIMConfig, relative_position
 from unmask.models.decoder import DecoderConfig
@@ -24,7 +24,7 @@ from unmask.views import flip
 
 Tiny = Callable[..., SIM]
 BatchFor = Callable[..., Batch]
-GOLDEN = Path(__file__).parents[1] / "golden" / "sim.safetensors"
+GOLDEN = Path(__file__).parents[1] / "golden" / "sim.json"
 
 
 def _crop_then_flip(flipped: Tensor, left: Tensor, width: Tensor, image: Tensor) -> Tensor:
@@ -33,7 +33,7 @@ def _crop_then_flip(flipped: Tensor, left: Tensor, width: Tensor, image: Tensor)
 
 
 def test_relative_positions_are_the_authors() -> None:
-    tensors = load_file(GOLDEN)
+    tensors = load_tensors(tensor_file(GOLDEN))
     for crops, recorded in zip(tensors["crops"].double(), tensors["relative_position"], strict=True):
         flip1, top1, left1, height1, width1, flip2, top2, left2, height2, width2, image = crops.unbind(dim=1)
         boxes_B26 = torch.stack(

@@ -1,7 +1,7 @@
 """Golden vectors: do our methods compute what their authors' code computed?
 
 A case is a pair of files, `CASE.json` (every hyper-parameter, expected norms) and `CASE.safetensors` (initial values,
-inputs and expected losses of a few training steps). A case is replayed in float64 from the authors' initial values, and
+inputs and expected losses of a few training steps; `.safetensors.xz` where that saves room). A case is replayed in float64 from the authors' initial values, and
 agrees when every loss agrees to 1e-9 relative, and gradients, predictions and final parameter norms to 1e-8.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import json
+import lzma
 import math
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load
 from torch import Tensor, nn
 
 from unmask.interop.authors import AUTHORS
@@ -64,10 +65,22 @@ def find_cases(folder: Path) -> list[Path]:
     """The JSON files of all cases in a folder, in order. ValueError where there is none."""
     if not folder.is_dir():
         raise ValueError(f"there is no folder {folder}")
-    cases = sorted(path for path in folder.glob("*.json") if path.with_suffix(".safetensors").exists())
+    cases = sorted(path for path in folder.glob("*.json") if tensor_file(path).exists())
     if not cases:
         raise ValueError(f"{folder} holds no golden cases (pairs of NAME.json and NAME.safetensors)")
     return cases
+
+
+def tensor_file(case: Path) -> Path:
+    """Where the tensors of a case's JSON file lie: beside it, as they are or packed by xz."""
+    packed = case.with_suffix(".safetensors.xz")
+    return packed if packed.exists() else case.with_suffix(".safetensors")
+
+
+def load_tensors(file: Path) -> Tensors:
+    """The tensors in a file of a case. Raises whatever a damaged file provokes."""
+    content = lzma.decompress(file.read_bytes()) if file.suffix == ".xz" else file.read_bytes()
+    return load(content)
 
 
 def verify(path: Path) -> Verdict:
@@ -75,7 +88,7 @@ def verify(path: Path) -> Verdict:
     name = path.stem
     try:
         case: Json = json.loads(path.read_text())
-        tensors: Tensors = load_file(path.with_suffix(".safetensors"))
+        tensors = load_tensors(tensor_file(path))
         method_name = str(case["method"])
     except Exception as error:  # a case is data of others: nothing in it may stop the check of the next one
         return Verdict(case=name, method="?", agrees=False, reason=f"unreadable: {error}")
