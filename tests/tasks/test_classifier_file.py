@@ -128,7 +128,7 @@ def test_what_is_written_is_read_again_and_by_timm_alone(
     assert (header["timm_name"] is not None) == by_timm
     if not by_timm:
         assert header["timm_arguments"] is None
-        assert header["read_with"] == "unmask.open_classifier; timm has no such network"
+        assert header["read_with"] == "unmask.tasks.classifier_file.read_classifier; timm has no such network"
         return
     assert header["read_with"] == "timm"
     monkeypatch.chdir(tmp_path)

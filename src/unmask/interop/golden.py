@@ -1,8 +1,9 @@
 """Golden vectors: do our methods compute what their authors' code computed?
 
 A case is a pair of files, `CASE.json` (every hyper-parameter, expected norms) and `CASE.safetensors` (initial values,
-inputs and expected losses of a few training steps; `.safetensors.xz` where that saves room). A case is replayed in float64 from the authors' initial values, and
-agrees when every loss agrees to 1e-9 relative, and gradients, predictions and final parameter norms to 1e-8.
+inputs and expected losses of a few training steps; `.safetensors.xz` where that saves room). A case is replayed in
+float64 from the authors' initial values, and agrees when every loss agrees to 1e-9 relative, and gradients,
+predictions and final parameter norms to 1e-8.
 """
 
 from __future__ import annotations

@@ -14,7 +14,8 @@ from unmask.data.batch import Batch
 from unmask.data.loader import CropLoader, EvalLoader
 from unmask.data.multilabel import MultiLabelSource, open_multilabel
 from unmask.data.sources import Source, labelled
-from unmask.evaluation.classifier import judge, matched_labels
+from unmask.data.statistics import first_readable
+from unmask.evaluation.classifier import check_logits, judge, matched_labels
 from unmask.evaluation.fewshot import label_share, n_shot
 from unmask.evaluation.multilabel import MultiLabelScore, score_multilabel
 from unmask.models.pretrained import PretrainedEncoder
@@ -41,12 +42,20 @@ class ClassificationSubject(Subject[Batch]):
         self.train = within_budget(self.train, config.budget, config.training.seed)
         assert self.train.classes is not None
         self.task = ClassificationTask(start, config.settings, self.train.classes, targets_NK=targets_of(self.train))
-        if config.settings.mixes and config.training.batch_size // config.training.accumulate % 2:
+        part = config.training.batch_size // config.training.accumulate
+        if config.settings.mixes and part % 2:
             raise ValueError(
-                f"mixup pairs the images of a batch: choose an even batch size, not {config.training.batch_size} in "
-                f"{config.training.accumulate} parts, or switch it off by --mixup 0 --cutmix 0"
+                f"mixup pairs images, and {part} cannot all be paired: choose an even batch (and even parts of it), or "
+                "switch mixing off by --task.mixup 0 --task.cutmix 0"
             )
+        if config.settings.norm == "batch" and part < 2:
+            raise ValueError("batch norm before the head needs batches (and parts of them) of 2 images or more")
+        # An encoder of other channels, or a half that nobody can read, must not be found after the training.
+        for half in (self.train, self.test):
+            first_readable(half, channels=len(self.task.mean))
         self.trainee = self.task
+        # Images of other channels than the encoder takes are refused before anything is written.
+        first_readable(self.train, channels=len(start.mean))
 
     @property
     def samples(self) -> int:
@@ -84,7 +93,9 @@ class ClassificationSubject(Subject[Batch]):
         classifier = finished(self.task)
         logits, indices = [], []
         for images_BCHW, indices_B in self._test_images(self.test, workers):
-            logits.append(classifier(images_BCHW))
+            logits_BK = classifier(images_BCHW)
+            check_logits(logits_BK)
+            logits.append(logits_BK)
             indices.append(indices_B)
         targets_MK = targets_of(self.test)
         assert targets_MK is not None

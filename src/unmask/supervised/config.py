@@ -93,7 +93,7 @@ def load_supervised(path: Path) -> SupervisedConfig:
     if unknown:
         raise ValueError(f"{path}: unknown key {min(unknown)!r}")
     protocol = values["protocol"]
-    if protocol not in SETTINGS:
+    if not isinstance(protocol, str) or protocol not in SETTINGS:
         raise ValueError(f"{path} names protocol {protocol!r}, which is not one of {', '.join(SETTINGS)}")
     if values["start"] not in ("pretrained", "random"):
         raise ValueError(f"{path}: start must be 'pretrained' or 'random', got {values['start']!r}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import replace
 from typing import Any
 
@@ -12,6 +13,14 @@ from unmask.tasks.classification import ClassifierConfig
 
 STEPS_WANTED = 2000
 VIEWS_FOR_FULL_AUGMENTATION = 1_000_000
+LIGHT: dict[str, Any] = {
+    "mixup": 0.0,
+    "cutmix": 0.0,
+    "randaugment": None,
+    "erasing": 0.0,
+    "crop_scale": (0.4, 1.0),
+}
+"""The augmentation of short runs."""
 FEWEST_EPOCHS, MOST_EPOCHS = 30, 400
 
 
@@ -23,7 +32,7 @@ def supervised_batch(samples: int, accelerated: bool) -> int:
 
 def supervised_epochs(samples: int, batch: int) -> float:
     """Epochs that come to about 2000 steps: few for large data, many for a hundred labels."""
-    steps = max(1, samples // batch)
+    steps = max(1, samples // max(1, batch))  # a batch that makes no sense is refused in its place
     return float(min(MOST_EPOCHS, max(FEWEST_EPOCHS, math.ceil(STEPS_WANTED / steps))))
 
 
@@ -37,21 +46,18 @@ def scaled_rate(optimizer: OptimizerConfig, usual_batch: int, batch: int) -> Opt
     return replace(optimizer, lr=peak, lr_batch=None)
 
 
-def augmentation_for(settings: ClassifierConfig, usual: ClassifierConfig, views: float) -> ClassifierConfig:
+def augmentation_for(
+    settings: ClassifierConfig, usual: ClassifierConfig, views: float, asked: Collection[str] = ()
+) -> ClassifierConfig:
     """Settings with larger crops and without mixup, cutmix, RandAugment and erasing, where fewer than a million images
     are seen in all.
 
     The recipes are made for a hundred million. On 1 % of Fashion-MNIST they cost a fine-tuned encoder 12 points of
-    accuracy (docs/evaluation.md). What differs from the `usual` settings is the user's own wish and stays.
+    accuracy (docs/evaluation.md). What differs from the `usual` settings is the user's own wish and stays, as do fields
+    that are `asked` for by name, whatever their value.
     """
     if views >= VIEWS_FOR_FULL_AUGMENTATION:
         return settings
-    changes: dict[str, Any] = {
-        "mixup": 0.0,
-        "cutmix": 0.0,
-        "randaugment": None,
-        "erasing": 0.0,
-        "crop_scale": (0.4, 1.0),
-    }
-    kept = vars(usual)
-    return replace(settings, **{name: value for name, value in changes.items() if vars(settings)[name] == kept[name]})
+    ours, theirs = vars(settings), vars(usual)
+    changes = {name: value for name, value in LIGHT.items() if name not in asked and ours[name] == theirs[name]}
+    return replace(settings, **changes)

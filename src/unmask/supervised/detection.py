@@ -10,6 +10,7 @@ from torch import Tensor
 from unmask.data.coco import detection_halves
 from unmask.data.detection import DetectionBatch, DetectionSample, detection_loader
 from unmask.data.loader import StepLoader
+from unmask.data.statistics import first_readable
 from unmask.evaluation.classifier import evenly
 from unmask.evaluation.detection import ScannedImage, evaluate_detection
 from unmask.models.pretrained import PretrainedEncoder
@@ -35,6 +36,8 @@ class DetectionSubject(Subject[DetectionBatch]):
         self.train, self.test = detection_halves(config.data)
         self.task = DetectionTask(start, config.settings, self.train.classes, outlines=self.train.has_masks)
         self.trainee = self.task
+        # Images of other channels than the encoder takes are refused before anything is written.
+        first_readable(self.train, channels=len(start.mean))
 
     @property
     def samples(self) -> int:

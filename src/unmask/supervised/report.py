@@ -25,7 +25,7 @@ from unmask.report.headline import headline
 from unmask.run_folder import RunFolder
 from unmask.supervised.config import TITLES, SupervisedConfig, load_supervised
 from unmask.supervised.protocols import build
-from unmask.supervised.run import build_subject, start_encoder
+from unmask.supervised.run import build_subject, own_scores, start_encoder
 from unmask.training.checkpoint import load_module_tensors
 
 IDEAS = {
@@ -47,7 +47,7 @@ def write_supervised_report(folder: RunFolder) -> Path:
     records = read_log(folder.log_file) if folder.log_file.exists() else []
     step, _ = folder.last_step()
     figures, trouble = _figures(config, folder)
-    scores = [record["score"] for record in records if record.get("kind") == "evaluation"]
+    scores = own_scores(folder, records)
     page = Page(
         run=folder.path.name,
         method=TITLES[config.protocol],

@@ -11,8 +11,8 @@ from rich.console import Console
 from unmask import __version__
 from unmask.models.pretrained import PretrainedEncoder, open_encoder
 from unmask.pretrain import random_start
-from unmask.report.headline import headline
-from unmask.report.log import of_kind, read_log
+from unmask.report.headline import has_headline, headline
+from unmask.report.log import Record, of_kind, read_log
 from unmask.run_folder import RunFolder
 from unmask.run_loop import Batches, Job, Outcome, RunState, run_loop
 from unmask.supervised.config import SupervisedConfig
@@ -54,9 +54,20 @@ def train_supervised(
 
 
 def final_score(folder: RunFolder) -> dict[str, Any]:
-    """The last score in the log of a finished run."""
-    scores: dict[str, Any] = of_kind(read_log(folder.log_file), "evaluation")[-1]["score"]
+    """The last score in the log of a finished run. Other evaluations of its model may stand in the log behind it."""
+    scores: dict[str, Any] = own_scores(folder, read_log(folder.log_file))[-1]
     return scores
+
+
+def own_scores(folder: RunFolder, records: list[Record]) -> list[dict[str, Any]]:
+    """The scores that the run itself has logged, in order, without those of other evaluations of its model."""
+    protocol = folder.values()["protocol"]
+    own = [
+        record
+        for record in records
+        if record.get("kind") == "evaluation" and record["name"] == protocol and has_headline(record)
+    ]
+    return [record["score"] for record in of_kind(own, "evaluation")]
 
 
 class _SupervisedJob(Job[B]):

@@ -10,6 +10,7 @@ from torch import Tensor
 from unmask.data.loader import StepLoader
 from unmask.data.segmentation import segmentation_halves
 from unmask.data.segmentation_crops import SegmentationBatch, SegmentationSample, segmentation_loader
+from unmask.data.statistics import first_readable
 from unmask.evaluation.classifier import evenly
 from unmask.evaluation.segmentation import SegmentedImage, evaluate_segmentation
 from unmask.models.pretrained import PretrainedEncoder
@@ -36,6 +37,8 @@ class SegmentationSubject(Subject[SegmentationBatch]):
             raise ValueError("a segmenter is trained on batches (or their parts) of 2 images or more")
         self.task = SegmentationTask(start, config.settings, self.train.classes)
         self.trainee = self.task
+        # Images of other channels than the encoder takes are refused before anything is written.
+        first_readable(self.train, channels=len(start.mean))
 
     @property
     def samples(self) -> int:

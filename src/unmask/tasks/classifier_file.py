@@ -119,7 +119,7 @@ def classifier_file(task: ClassificationTask, facts: dict[str, Any]) -> tuple[di
         "format": FORMAT,
         "timm_name": name,
         "timm_arguments": arguments,
-        "read_with": "timm" if name is not None else "unmask.open_classifier; timm has no such network",
+        "read_with": "timm" if name is not None else f"{__name__}.read_classifier; timm has no such network",
         "classes": task.classes,
         "several": task.several,
         "mean": task.mean,

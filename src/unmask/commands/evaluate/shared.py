@@ -38,6 +38,10 @@ class EvaluationOptions:
     workers: Annotated[int | None, Doc("Processes that decode images. Default: one a processor, at most 8.")] = None
     json: Annotated[bool, Doc("Print JSON lines instead of a table.")] = False
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(f"seed must be a whole number from 0 to 2^63 - 1, got {self.seed}")
+
 
 def workers_of(options: EvaluationOptions) -> int:
     """Decoding processes, as asked for or as many as there are processors."""

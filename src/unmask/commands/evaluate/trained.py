@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Annotated
 
 import tyro
@@ -16,14 +16,15 @@ from unmask.commands.evaluate.training import (
     Plan,
     TrainedOptions,
     print_scores,
-    side,
     train_with_floor,
+    with_size,
 )
 from unmask.commands.parse import STOPPED, given, parse
 from unmask.models.pretrained import open_encoder
 from unmask.optimisation import OptimizerConfig
 from unmask.recipes.finetuning import FINETUNING, FinetuneRecipe, mae
 from unmask.supervised.config import LabelBudget
+from unmask.supervised.defaults import LIGHT
 from unmask.tasks.classification import ClassifierConfig
 
 
@@ -70,22 +71,21 @@ def run(protocol: str, arguments: Sequence[str]) -> int:
     if protocol == "attentive":
         default = Attentive(run=tyro.MISSING, data=tyro.MISSING, settings=ATTENTIVE)
         probe = parse(Attentive, arguments, command="evaluate attentive", default=default)
-        height, width = side(probe)
-        settings = replace(probe.settings, image_height=height, image_width=width)
+        settings = with_size(probe.settings, probe)
         return finish(probe, Plan(protocol="attentive", settings=settings, usual_batch=256, budget=probe.budget))
     name, recipe = recipe_for(arguments)
     defaults = Finetune(run=tyro.MISSING, data=tyro.MISSING, settings=recipe.settings)
     command = parse(Finetune, arguments, command="evaluate finetune", default=defaults)
-    height, width = side(command)
     exact = command.recipe is not None
     plan = Plan(
         protocol="finetune",
-        settings=replace(command.settings, image_height=height, image_width=width),
+        settings=with_size(command.settings, command),
         usual_batch=recipe.batch_size,
         epochs=recipe.epochs if exact else None,
         batch_size=recipe.batch_size if exact else None,
         budget=command.budget,
         fit_augmentation=None if exact else recipe.settings,
+        asked=named_fields(arguments),
     )
     Console(soft_wrap=True, stderr=command.json).print(f"{'recipe':<13} {name}", highlight=False, markup=False)
     return finish(command, plan)
@@ -114,12 +114,27 @@ def recipe_for(arguments: Sequence[str]) -> tuple[str, FinetuneRecipe]:
             hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(FINETUNING)}"
             raise ValueError(f"unknown recipe {asked!r} for fine-tuning; {hint}")
         return asked, FINETUNING[asked]()
-    spec = next((argument for argument in arguments if not argument.startswith("-")), None)
-    if spec is not None and not spec.startswith("timm:"):
-        try:
-            method = open_encoder(spec).method
-        except ValueError:
-            method = None  # what is wrong with it is said later, in its place
-        if method in FINETUNING:
-            return f"{method}'s, fitted to these data", FINETUNING[method]()
+    method = _method_of_run(arguments)
+    if method in FINETUNING:
+        return f"{method}'s, fitted to these data", FINETUNING[method]()
     return "MAE's, fitted to these data", mae()
+
+
+def _method_of_run(arguments: Sequence[str]) -> str | None:
+    """The method that trained RUN, as far as that is known: RUN is the first word of the line that is an encoder."""
+    for word in arguments:
+        if word.startswith("timm:"):
+            break
+        if not word.startswith("-"):
+            try:
+                return open_encoder(word).method
+            except ValueError:
+                continue  # an option's value; what is wrong with RUN itself is said later, in its place
+    return None
+
+
+def named_fields(arguments: Sequence[str]) -> frozenset[str]:
+    """The fields of the augmentation that the line names, as `--task.FIELD`."""
+    return frozenset(
+        name for name in LIGHT if any(given(arguments, f"--task.{way}") for way in (name, name.replace("_", "-")))
+    )

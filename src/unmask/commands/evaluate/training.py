@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import tyro
 from rich.console import Console
@@ -30,9 +30,12 @@ from unmask.supervised.protocols import build, train_size
 from unmask.supervised.report import write_supervised_report
 from unmask.supervised.run import final_score, start_encoder, train_supervised
 from unmask.tasks.classification import ClassifierConfig
+from unmask.tasks.detection import DetectionConfig
 from unmask.tasks.segmentation import SegmentationConfig
 from unmask.training.trainer import Precision, TrainingConfig, choose_device
 
+S = TypeVar("S", ClassifierConfig, SegmentationConfig, DetectionConfig)
+T = TypeVar("T")
 NETWORKS: dict[Start, str] = {"pretrained": "pre-trained", "random": "random start"}
 
 
@@ -70,6 +73,8 @@ class Plan:
     budget: LabelBudget = LabelBudget()
     fit_augmentation: ClassifierConfig | None = None
     """Where set: lighten the augmentation of short runs, unless the user changed these usual settings."""
+    asked: frozenset[str] = frozenset()
+    """Fields of the settings that the user named on the command line; they stay as they are."""
 
 
 def side(options: TrainedOptions) -> tuple[int | None, int | None]:
@@ -82,21 +87,18 @@ def side(options: TrainedOptions) -> tuple[int | None, int | None]:
     return size[0], size[-1]
 
 
+def with_size(settings: S, options: TrainedOptions) -> S:
+    """The settings of a task for images of the size that `--image-size` asks for; without it as they are."""
+    height, width = side(options)
+    return settings if height is None else replace(settings, image_height=height, image_width=width)
+
+
 def resolve(options: TrainedOptions, plan: Plan, start: Start) -> SupervisedConfig:
     """The full configuration of a run, with what the user left open chosen for the data."""
     samples = train_size(plan.protocol, options.data, plan.budget, options.seed)
     accelerated = choose_device(options.device).type != "cpu"
-    batch = options.batch_size or plan.batch_size or supervised_batch(samples, accelerated)
-    epochs = options.epochs or plan.epochs or supervised_epochs(samples, batch)
-    settings = plan.settings
-    if plan.fit_augmentation is not None:
-        assert isinstance(settings, ClassifierConfig)
-        settings = augmentation_for(settings, plan.fit_augmentation, samples * epochs)
-    optimizer = settings.optimizer
-    if options.lr is not None:
-        optimizer = replace(optimizer, lr=options.lr, lr_batch=None)
-    elif plan.batch_size is None:
-        optimizer = scaled_rate(optimizer, plan.usual_batch, batch)
+    batch = first_set(options.batch_size, plan.batch_size, supervised_batch(samples, accelerated))
+    epochs = first_set(options.epochs, plan.epochs, supervised_epochs(samples, batch))
     training = TrainingConfig(
         epochs=epochs,
         batch_size=batch,
@@ -116,15 +118,29 @@ def resolve(options: TrainedOptions, plan: Plan, start: Start) -> SupervisedConf
             )
         },
     )
+    settings = plan.settings
+    if plan.fit_augmentation is not None:
+        assert isinstance(settings, ClassifierConfig)
+        settings = augmentation_for(settings, plan.fit_augmentation, samples * epochs, plan.asked)
+    optimizer = settings.optimizer
+    if options.lr is not None:
+        optimizer = replace(optimizer, lr=options.lr, lr_batch=None)
+    elif plan.batch_size is None:
+        optimizer = scaled_rate(optimizer, plan.usual_batch, batch)
     return SupervisedConfig(
         protocol=plan.protocol,
-        encoder=options.run,
+        encoder=options.run.rstrip("/") or options.run,
         start=start,
         data=options.data.rstrip("/") or options.data,
         budget=plan.budget,
         settings=replace(settings, optimizer=optimizer),
         training=training,
     )
+
+
+def first_set(*values: T | None) -> T:
+    """The first value that is not None: what the user said before what we would choose. Zero is a value."""
+    return next(value for value in values if value is not None)
 
 
 def default_out(options: EvaluationOptions, plan: Plan, suffix: str = "") -> Path:
