@@ -11,6 +11,7 @@ from typing import Literal
 
 import torch
 from scipy.stats import t as student
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from torch import Tensor
 
 from unmask.data.multilabel import MultiLabelSource
@@ -118,7 +119,10 @@ def few_shots(
     for network, extractor in feature_extractors(spec, trained, pooling=pooling, device=device, floors=floors):
         on_start(network)
         train, test = (features_at_size_of(trained.encoder, extractor, half, workers=workers) for half in halves)
-        yield network, few_shot(train, test, config, seed)
+        # Several threads gain nothing on matrices this small, and lose a hundredfold to each other on a busy machine.
+        with threadpool_limits(limits=1, user_api="blas"):
+            results = few_shot(train, test, config, seed)
+        yield network, results
 
 
 @dataclass(frozen=True)

@@ -11,14 +11,19 @@ from safetensors.torch import save_file
 from torch import zeros
 
 from tiny_runs import draw_images, quick_options, tiny_config, tiny_options
+from tiny_supervised import write_encoder
 from unmask.cli import main
+from unmask.commands.evaluate import PROTOCOLS
 from unmask.config import save_config
 from unmask.methods import METHODS
 from unmask.pretrain import pretrain
+from unmask.recipes.finetuning import FINETUNING
 from unmask.run_folder import RunFolder
 
 TINY = [*tiny_options("conmim"), *quick_options()]
 SEE = "; see unmask pretrain --help"
+FINETUNE = ["evaluate", "finetune", "finished", "data", *quick_options()]
+SEE_FINETUNE = "; see unmask evaluate finetune --help"
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +44,8 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (desk / "thesis").mkdir()
     (desk / "thesis" / "thesis.tex").write_text("years of work")
     save_file({"weight": zeros(2)}, desk / "foreign.safetensors")
+    rows = [f"data/{kind}/{number:03d}.png,{kind}" for number, kind in enumerate(["cold", "warm"] * 8)]
+    (desk / "several.csv").write_text("\n".join(["image,labels", *rows]))
 
     config = tiny_config("mae", Path("data"))
     save_config(config, desk / "good.json")
@@ -49,6 +56,7 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     wrong = {**values, "training": {**values["training"], "epochs": "ten"}}
     (desk / "wrong.json").write_text(json.dumps(wrong))
 
+    write_encoder(desk / "maps.safetensors", "resnet18")
     RunFolder(desk / "unfinished").claim(config)
     finished = RunFolder(desk / "finished")
     pretrain(tiny_config("mae", desk / "data"), finished, Console(quiet=True))
@@ -238,7 +246,11 @@ CASES: dict[str, tuple[list[str], str]] = {
     # The other commands.
     "evaluation without anything": (
         ["evaluate"],
-        "unmask evaluate needs {knn,linear}, RUN and DATA, before the options; see unmask evaluate --help",
+        f"unmask evaluate needs PROTOCOL, RUN and DATA, before the options; protocols are {', '.join(PROTOCOLS)}",
+    ),
+    "evaluation with the options first": (
+        ["evaluate", "--json", "knn", "finished", "data"],
+        f"unmask evaluate needs PROTOCOL, RUN and DATA, before the options; protocols are {', '.join(PROTOCOLS)}",
     ),
     "evaluation of what is not there": (
         ["evaluate", "knn", "absent", "data"],
@@ -267,17 +279,136 @@ CASES: dict[str, tuple[list[str], str]] = {
     "evaluation on nothing": (["evaluate", "knn", "finished", "absent"], "absent does not exist"),
     "unknown evaluation": (
         ["evaluate", "kmm", "finished", "data"],
-        "protocol cannot be 'kmm'; choose one of knn, linear; see unmask evaluate --help",
+        f"unknown protocol 'kmm'; choose one of {', '.join(PROTOCOLS)}",
+    ),
+    "misspelt evaluation": (
+        ["evaluate", "finetun", "finished", "data"],
+        "unknown protocol 'finetun'; did you mean 'finetune'?",
     ),
     "evaluation on an absent device": (
         ["evaluate", "knn", "finished", "data", "--device", "cuda:77"],
         "device 'cuda:77' is not available on this machine",
     ),
-    "full kNN": (["evaluate", "knn", "finished", "data", "--full"], "--full belongs to the linear probe"),
+    "full kNN": (
+        ["evaluate", "knn", "finished", "data", "--full"],
+        "unknown option --full; see unmask evaluate knn --help",
+    ),
+    "kNN of several classes an image": (
+        ["evaluate", "knn", "finished", "several.csv"],
+        "kNN is for images with one class each; a CSV of several is for the linear probe",
+    ),
+    "full linear probe of several classes an image": (
+        ["evaluate", "linear", "finished", "several.csv", "--full"],
+        "--full is for images with one class each; leave it out for a CSV",
+    ),
     "no neighbour": (
         ["evaluate", "knn", "finished", "data", "--knn.k", "0"],
-        "kNN needs at least one neighbour, got k = 0; see unmask evaluate --help",
+        "kNN needs at least one neighbour, got k = 0; see unmask evaluate knn --help",
     ),
+    # Fine-tuning.
+    "fine-tuning on nothing said": (
+        ["evaluate", "finetune", "finished"],
+        f"unmask evaluate finetune needs DATA, before the options{SEE_FINETUNE}",
+    ),
+    "fine-tuning of what is not there": (
+        ["evaluate", "finetune", "absent", "data"],
+        "there is no run folder or encoder file absent",
+    ),
+    "fine-tuning of an unfinished run": (
+        ["evaluate", "finetune", "unfinished", "data"],
+        "unfinished holds no encoder.safetensors; is the run finished?",
+    ),
+    "fine-tuning on images without labels": (
+        ["evaluate", "finetune", "finished", "flat"],
+        "the training images of flat have no labels: put them into one folder a class",
+    ),
+    "fine-tuning on one class": (
+        ["evaluate", "attentive", "finished", "one class"],
+        "one class has only one class, only: there is nothing to tell apart",
+    ),
+    "unknown recipe of fine-tuning": (
+        [*FINETUNE, "--recipe", "conmin"],
+        "unknown recipe 'conmin' for fine-tuning; did you mean 'conmim'?",
+    ),
+    "unheard-of recipe of fine-tuning": (
+        [*FINETUNE, "--recipe=zzz"],
+        f"unknown recipe 'zzz' for fine-tuning; known are {', '.join(FINETUNING)}",
+    ),
+    "unknown option of the task": (
+        [*FINETUNE, "--task.mixu", "0.5"],
+        "unknown option --task.mixu; did you mean --task.mixup?",
+    ),
+    "smoothing out of range": (
+        [*FINETUNE, "--task.smoothing", "2"],
+        f"smoothing must lie in [0, 1], got 2.0{SEE_FINETUNE}",
+    ),
+    "policy that timm cannot read": (
+        [*FINETUNE, "--task.randaugment", "rand-wild"],
+        f"timm knows no RandAugment policy 'rand-wild'; an example is rand-m9-mstd0.5-inc1{SEE_FINETUNE}",
+    ),
+    "more train images in a batch than there are": (
+        [*FINETUNE, "--batch-size", "64"],
+        "a batch of 64 is larger than the data: there are ",
+    ),
+    "a recipe's batch on few images": (
+        ["evaluate", "finetune", "finished", "data", "--recipe", "mae"],
+        "a batch of 1024 is larger than the data: there are ",
+    ),
+    "odd batch with mixup": (
+        [*FINETUNE, "--batch-size", "5", "--task.mixup", "0.8"],
+        "mixup pairs images, and 5 cannot all be paired: choose an even batch (and even parts of it), or switch mixing "
+        "off by --task.mixup 0 --task.cutmix 0",
+    ),
+    "one image for batch norm": (
+        ["evaluate", "attentive", "finished", "data", "--batch-size", "1"],
+        "batch norm before the head needs batches (and parts of them) of 2 images or more",
+    ),
+    "no batch": ([*FINETUNE, "--batch-size", "0"], "batch_size must be a number above 0, got 0"),
+    "less than a batch": ([*FINETUNE, "--batch-size", "-4"], "batch_size must be a number above 0, got -4"),
+    "no fine-tuning": ([*FINETUNE, "--epochs", "0"], "epochs must be a number above 0, got 0.0"),
+    "rate below zero": ([*FINETUNE, "--lr", "-1"], "lr must be 0 or more, got -1.0"),
+    "huge seed of fine-tuning": (
+        [*FINETUNE, "--share", "0.5", "--seed", "99999999999999999999"],
+        f"seed must be a whole number from 0 to 2^63 - 1, got 99999999999999999999{SEE_FINETUNE}",
+    ),
+    "size that patches do not divide": (
+        [*FINETUNE, "--image-size", "36"],
+        "image height 36 is not divisible by the patch size 8",
+    ),
+    "no size": ([*FINETUNE, "--image-size", "0"], "image height 0 is not divisible by the patch size 8"),
+    "three sizes for fine-tuning": (
+        [*FINETUNE, "--image-size", "32", "32", "32"],
+        "--image-size takes one number or two (height and width), got 3",
+    ),
+    "two budgets of labels": (
+        [*FINETUNE, "--share", "0.5", "--shots", "2"],
+        "give a share of the labels or a number of images of each class, not both",
+    ),
+    "share of labels out of range": (
+        [*FINETUNE, "--share", "5"],
+        "the share of the labels must lie in (0, 1], got 5.0",
+    ),
+    "more shots than images": (
+        [*FINETUNE, "--shots", "99"],
+        "99 images of every class are asked for, but the smallest class has ",
+    ),
+    "budget of several classes an image": (
+        ["evaluate", "finetune", "finished", "several.csv", "--shots", "2"],
+        "a budget of labels is for images with one class each, not for several",
+    ),
+    "class token that is not there": (
+        ["evaluate", "finetune", "maps.safetensors", "data", *quick_options(), "--task.pooling", "class"],
+        "this encoder has no class token; pool by mean",
+    ),
+    "fine-tuning on an absent device": (
+        [*FINETUNE, "--device", "cuda:77"],
+        "device 'cuda:77' is not available on this machine",
+    ),
+    "fine-tuning into a folder of other things": (
+        [*FINETUNE, "--out", "thesis"],
+        "thesis exists and is not a run folder; choose another --out",
+    ),
+    "fine-tuning into another run": ([*FINETUNE, "--out", "finished"], "finished holds another run (its "),
     "report of nothing": (["report"], "unmask report needs RUN, before the options; see unmask report --help"),
     "report of what is not there": (["report", "absent"], "absent is not a run folder: it has no config.json"),
     "report of another folder": (["report", "data"], "data is not a run folder: it has no config.json"),

@@ -22,6 +22,7 @@ from tiny_runs import (
     read_records,
     tiny_options,
 )
+from unmask import __version__
 from unmask.cli import main
 from unmask.config import load_config
 from unmask.models.pretrained import open_encoder
@@ -170,11 +171,16 @@ def test_an_evaluation_as_json(done: Done, monkeypatch: pytest.MonkeyPatch, caps
     assert main(["evaluate", "knn", file, DATA, "--json", "--knn.k", "3", "--workers", "0"]) == 0
     records = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [record["network"] for record in records] == ["pixels", "random", "pretrained"]
+    everything = {"kind", "step", "epoch", "name", "network", "score", "run", "data", "seed", "settings", "version"}
     for record in records:
-        assert record.keys() == {"name", "network", "score", "run", "data", "pooling", "seed"}
-        assert (record["name"], record["run"], record["data"]) == ("knn", file, DATA)
+        assert record.keys() == everything
+        assert (record["kind"], record["name"], record["run"], record["data"]) == ("evaluation", "knn", file, DATA)
         assert record["score"].keys() == {"top1", "top5", "mean_class", "interval", "mean_class_interval", "n"}
+        assert (record["settings"]["k"], record["settings"]["pooling"]) == (3, "mean")
+        assert (record["seed"], record["version"]) == (0, __version__)
     assert (RUN / "log.jsonl").read_bytes() == before, "a file is not a run to take notes in"
+    beside = Path("runs") / "evaluations" / f"{RUN.name}-encoder"
+    assert read_records(beside, "evaluation") == records
 
     assert main(["evaluate", "knn", str(RUN), DATA, "--json", "--no-floors", "--workers", "0"]) == 0
     (record,) = [json.loads(line) for line in capsys.readouterr().out.splitlines()]

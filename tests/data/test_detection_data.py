@@ -173,6 +173,20 @@ def test_a_small_image_stands_at_the_top_left_on_the_mean_colour_and_a_large_one
     assert len(seen) > 5
 
 
+def test_small_outlines_are_not_moved_to_a_side() -> None:
+    source = Rectangles([(40, 40)])
+    mask = np.zeros((1, 40, 40), dtype=np.bool_)
+    mask[0, 17:23, 17:23] = True
+    source._things[0] = Things(
+        boxes_K4=np.array([[17, 17, 23, 23]], dtype=np.float32),
+        labels_K=np.array([0]),
+        masks_KHW=mask,
+        crowd_K=np.array([False]),
+    )
+    _, target = sample(source, (40, 40), JitterConfig(scale=(0.25, 0.25), flip=0.0))
+    np.testing.assert_array_equal(target.boxes_K4, [[4, 4, 6, 6]])
+
+
 def test_flipping_mirrors_image_and_things() -> None:
     source = Rectangles([(30, 40)])
     straight, mirrored = (sample(source, (30, 40), JitterConfig(scale=(1.0, 1.0), flip=flip)) for flip in (0.0, 1.0))

@@ -8,7 +8,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torchvision.models.detection.anchor_utils import AnchorGenerator
@@ -26,6 +26,7 @@ from unmask.tasks.detection import (
     DetectionConfig,
     Detections,
     DetectionTask,
+    Detector,
     DetectorConfig,
     put_back,
     warmed_up,
@@ -79,8 +80,10 @@ def thing(*boxes: tuple[float, float, float, float], size: tuple[int, int] = (64
 def test_a_tiny_vit_learns_to_find_and_outline_real_coins() -> None:
     coins = CoinParts((1, 2, 3, 4))
     task = tiny_detection()
-    losses = train(task, coins, 70)
-    assert sum(losses[-1].values()) < 0.5 * sum(losses[0].values())
+    losses = train(task, coins, 50)
+    # The loss of boxes is small while hardly any is taken for a coin.
+    for name in ("loss_objectness", "loss_classifier", "loss_mask"):
+        assert losses[-1][name] < 0.7 * losses[0][name]
     score = evaluate_detection(finished_detector(task), coins, batch_size=4, workers=0)
     assert score.things == 12
     assert score.boxes.ap50 > 50
@@ -260,12 +263,23 @@ def test_anchors_are_torchvisions_shifted_to_the_middle(size: tuple[int, int]) -
     torch.testing.assert_close(found[0], expected)
 
 
-def test_anchors_grow_with_the_canvas() -> None:
-    task = tiny_detection(replace(TINY_DETECTION, image_height=128, image_width=160))
-    cells = cast(Tensor, task.detector.rcnn.rpn.anchor_generator.cells)
-    assert len(cells) == len(LEVELS)
+@pytest.mark.parametrize(
+    ("patch", "side", "expected"),
+    [(16, 1024, (32, 64, 128, 256, 512)), (16, 224, (16, 32, 64, 128, 256)), (8, 384, (12, 24, 48, 96, 192))],
+)
+def test_anchors_are_vitdets_on_its_canvas_and_smaller_on_small_ones(
+    patch: int, side: int, expected: tuple[int, ...]
+) -> None:
+    with torch.device("meta"):
+        task = tiny_detection(encoder=with_encoder(patch_size=patch, image_height=side // 2, image_width=side))
+    encoder = task.detector.encoder
+    with torch.device("cpu"):
+        cells = Detector(encoder, DetectorConfig(), 1, outlines=False).rcnn.rpn.anchor_generator.cells
     areas = (cells[:, :, 2] - cells[:, :, 0]) * (cells[:, :, 3] - cells[:, :, 1])
-    torch.testing.assert_close(areas, torch.tensor([5.0, 10, 20, 40, 80])[:, None].square().expand(5, 3))
+    torch.testing.assert_close(areas, torch.tensor(expected)[:, None].float().square().expand(5, 3))
+    ratios = (cells[:, :, 3] - cells[:, :, 1]) / (cells[:, :, 2] - cells[:, :, 0])
+    torch.testing.assert_close(ratios, torch.tensor([0.5, 1.0, 2.0]).expand(5, 3))
+    assert len(cells) == len(LEVELS)
 
 
 def test_boxes_are_cut_where_they_are_whatever_the_patch() -> None:
@@ -292,17 +306,18 @@ def ellipse(height: int, width: int, box: tuple[float, float, float, float]) -> 
 @settings(max_examples=60, deadline=None)
 @given(
     corner=st.tuples(st.floats(0, 40), st.floats(0, 40)),
-    size=st.tuples(st.floats(12, 55), st.floats(12, 55)),
+    size=st.tuples(st.floats(3, 55), st.floats(3, 55)),
 )
 def test_what_training_cuts_out_is_put_back_where_it_was(
     corner: tuple[float, float], size: tuple[float, float]
 ) -> None:
     mask = ellipse(100, 96, (corner[0], corner[1], corner[0] + size[0], corner[1] + size[1]))
+    assume(mask.any())
     rows, columns = mask.nonzero(as_tuple=True)
     box = torch.stack([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]).float()
     cut = project_masks_on_boxes(mask[None].to(torch.uint8), box[None], torch.zeros(1, dtype=torch.int64), 28)[0]
     back = put_back(cut, box, 100, 96) >= 0.5
-    assert float((back & mask).sum() / (back | mask).sum()) > 0.93
+    assert float((back & mask).sum() / (back | mask).sum()) > 0.95
 
 
 def test_detections_are_in_pixels_of_the_original_image() -> None:
@@ -326,10 +341,10 @@ def test_detections_are_in_pixels_of_the_original_image() -> None:
         assert mask.shape == (100, 240)
         rows, columns = mask.nonzero(as_tuple=True)
         if len(rows):
-            assert columns.min() >= box[0] - 1
-            assert rows.min() >= box[1] - 1
-            assert columns.max() <= box[2] + 1
-            assert rows.max() <= box[3] + 1
+            assert columns.min() + 0.5 >= box[0]
+            assert rows.min() + 0.5 >= box[1]
+            assert columns.max() + 0.5 <= box[2]
+            assert rows.max() + 0.5 <= box[3]
 
 
 def test_limits_on_what_is_shown_hold() -> None:

@@ -8,7 +8,7 @@ Shape legend: B images, C channels, H x W pixels, L tokens, D width, K classes, 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import torch
@@ -22,18 +22,16 @@ from typing_extensions import Doc
 from unmask.data.batch import Batch, CropConfig
 from unmask.data.randaugment import RandAugment
 from unmask.data.seeded import seeded
-from unmask.models.build import build_encoder
 from unmask.models.encoder import Encoder
 from unmask.models.hybrid import HybridEncoder
 from unmask.models.pixels import PixelEncoder
-from unmask.models.positions import resample_positions
 from unmask.models.pretrained import Pooling, PretrainedEncoder
-from unmask.models.relative_tables import with_own_tables
 from unmask.models.target import ema_update_, frozen_copy
 from unmask.models.vit import VitEncoder
 from unmask.objectives.consistency import noise_and_consistency
 from unmask.optimisation import OptimizerConfig, ParameterRule
 from unmask.tasks.layer_decay import LayerDecay, freeze_below
+from unmask.tasks.tuned_encoder import tuned_encoder
 from unmask.trainee import Losses, Trainee
 from unmask.views import generators, normalise, random_flip, to_float
 
@@ -107,7 +105,7 @@ class ClassifierConfig:
     ] = None
     test_crop: Annotated[
         float | None,
-        Doc("Share of the shorter side that the test crop keeps. None: 224 / 256, and all of images up to 64 pixels."),
+        Doc("Share of the shorter side that the test crop keeps. None: 224 / 256, and all for crops up to 64 pixels."),
     ] = None
     image_height: Annotated[
         int | None, Doc("Height of the crops, in pixels; positions follow. None: the encoder's.")
@@ -155,43 +153,10 @@ class ClassifierConfig:
 
 
 def encoder_to_tune(pretrained: PretrainedEncoder, config: ClassifierConfig) -> Encoder:
-    """A copy of the encoder as fine-tuning wants it: drop path, tables of its own, image size, what learns.
-
-    Positions learn, also those that pre-training held fixed, and follow another image size by interpolation, as in
-    MAE's code. ValueError for an image size that the patches do not divide.
-    """
-    old = pretrained.encoder
-    position = "learned" if old.config.position == "sincos" else old.config.position
-    changed = replace(old.config, position=position, drop_path=config.drop_path, checkpointing=config.checkpointing)
-    encoder = build_encoder(changed, mask_token=False)
-    encoder.network.load_state_dict(old.network.state_dict())
-    if config.own_tables and encoder.config.position == "relative":
-        encoder = with_own_tables(encoder)
-    height, width = old.image_size
-    _resize(
-        encoder,
-        height if config.image_height is None else config.image_height,
-        width if config.image_width is None else config.image_width,
-    )
-    for name, parameter in encoder.network.named_parameters():
-        if name == "pos_embed":
-            parameter.requires_grad_(True)
+    """`tuned_encoder`, of which only what the configuration wants learns."""
+    encoder = tuned_encoder(pretrained, config)
     freeze_below(encoder, config.tuned_blocks)
     return encoder
-
-
-def _resize(encoder: Encoder, height: int, width: int) -> None:
-    """Let the encoder take images of another size, with interpolated positions."""
-    if (height, width) == encoder.image_size:
-        return
-    if not isinstance(encoder, HybridEncoder):
-        encoder.set_image_size(height, width)
-        return
-    # Its own way computes fixed positions anew, beyond those that the blocks know.
-    position_1ND, grid = encoder.hybrid.pos_embed.detach(), encoder.grid
-    encoder.set_image_size(height, width)
-    resized_1ND = resample_positions(position_1ND, grid, encoder.grid, prefix=0, way=encoder.config.position_resize)
-    encoder.hybrid.pos_embed = nn.Parameter(resized_1ND)
 
 
 class AttentivePool(nn.Module):

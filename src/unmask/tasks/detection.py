@@ -2,8 +2,8 @@
 
 Faster and Mask R-CNN are torchvision's; sizes and heads are those of ViTDet (Li et al. 2022) in detectron2: two
 convolutions before the proposals, four with layer norms and a linear layer for the boxes, four with layer norms for the
-outlines. What differs from it: torchvision's smooth L1 on boxes where detectron2 has plain L1, anchors that grow with
-the canvas and stand in the middle of their places, and vectors without weight decay.
+outlines. What differs from it: torchvision's smooth L1 on boxes where detectron2 has plain L1, anchors that stand in
+the middle of their places and are smaller on small canvases, and vectors without weight decay.
 
 Where torchvision's own parts would harm we set others. Anchors and the outputs of the heads are float32 under autocast:
 in bfloat16 the corners of boxes would be off by up to four pixels of a thousand. The pyramid's strides are told to it,
@@ -35,13 +35,12 @@ from torchvision.ops.poolers import initLevelMapper
 from typing_extensions import Doc
 
 from unmask.data.detection import DetectionBatch, Fit, JitterConfig, Target
-from unmask.models.build import build_encoder
 from unmask.models.encoder import Encoder
 from unmask.models.pretrained import PretrainedEncoder
-from unmask.models.relative_tables import with_own_tables
 from unmask.models.simple_pyramid import LEVELS, SimplePyramid
 from unmask.optimisation import OptimizerConfig, ParameterRule
 from unmask.tasks.layer_decay import LayerDecay
+from unmask.tasks.tuned_encoder import tuned_encoder
 from unmask.trainee import Losses, Trainee
 from unmask.views import normalise, to_float
 
@@ -69,7 +68,10 @@ class DetectorConfig:
     box_width: Annotated[int | None, Doc("Width of the boxes' linear layer; None: 4 x the pyramid's. [1024]")] = None
     anchors: Annotated[
         tuple[float, ...] | None,
-        Doc("Sides of the anchors of the five maps, in pixels; None: 1/32 to 1/2 of the canvas. [32 to 512 of 1024]"),
+        Doc(
+            "Sides of the anchors of the five maps, in pixels; None: the stride of each map times an eighth of the "
+            "grid's longer side, at least four and at most eight strides. [eight: 32 to 512]"
+        ),
     ] = None
     ratios: Annotated[tuple[float, ...], Doc("Height by width of the anchors of each map.")] = (0.5, 1.0, 2.0)
     proposals: Annotated[
@@ -188,15 +190,20 @@ class Detections:
 
 
 def put_back(shape_MM: Float[Tensor, "M M"], box_4: Float[Tensor, " 4"], height: int, width: int) -> Tensor:
-    """What fills a box, in the image it belongs to [height, width], 0 around it.
+    """What fills a box, in the image it belongs to [height, width]; 0 in pixels whose middle is outside the box.
 
     The inverse of torchvision's `project_masks_on_boxes`, for which a pixel's value stands at its top left corner.
     """
     left, top, right, bottom = box_4.tolist()
-    across = 2 * (torch.arange(width) - left) / (right - left) - 1
-    down = 2 * (torch.arange(height) - top) / (bottom - top) - 1
-    grid = torch.stack([across.expand(height, width), down[:, None].expand(height, width)], dim=-1)
-    return F.grid_sample(shape_MM[None, None], grid[None], align_corners=False)[0, 0]
+    columns = torch.arange(max(0, round(left)), min(width, round(right)))
+    rows = torch.arange(max(0, round(top)), min(height, round(bottom)))
+    across = 2 * (columns - left) / (right - left) - 1
+    down = 2 * (rows - top) / (bottom - top) - 1
+    grid = torch.stack(torch.meshgrid(across, down, indexing="xy"), dim=-1)
+    inside = F.grid_sample(shape_MM[None, None], grid[None], align_corners=False, padding_mode="border")[0, 0]
+    whole = torch.zeros(height, width)
+    whole[rows[:, None], columns] = inside
+    return whole
 
 
 class Anchors(nn.Module):
@@ -301,7 +308,9 @@ class Detector(nn.Module):
             if outlines
             else FasterRCNN(pyramid, **parts)
         )
-        sides = config.anchors or tuple(side / 32 * 2**level for level in range(len(LEVELS)))
+        # Fewer strides than four and most things meet no anchor; eight on a small canvas and small things meet none.
+        reach = min(8.0, max(4.0, max(encoder.grid) / 8))
+        sides = config.anchors or tuple(reach * stride for stride in pyramid.strides)
         self.rcnn.rpn.anchor_generator = Anchors(sides, config.ratios, pyramid.strides)
 
     @property
@@ -379,20 +388,7 @@ def detector_on(pretrained: PretrainedEncoder, config: DetectionConfig, classes:
 
     ValueError for an image size that the patches do not divide, and for drop path where the network has none.
     """
-    old = pretrained.encoder
-    changed = replace(old.config, drop_path=config.drop_path, checkpointing=config.checkpointing)
-    encoder = build_encoder(changed, mask_token=False)
-    encoder.network.load_state_dict(old.network.state_dict())
-    if config.own_tables and encoder.config.position == "relative":
-        encoder = with_own_tables(encoder)
-    height, width = old.image_size
-    size = (config.image_height or height, config.image_width or width)
-    if size != (height, width):
-        encoder.set_image_size(*size)
-    for name, parameter in encoder.network.named_parameters():
-        # Fine-tuning trains the positions that pre-training held fixed, as for classification.
-        if name == "pos_embed":
-            parameter.requires_grad_(True)
+    encoder = tuned_encoder(pretrained, config)
     return Detector(
         encoder,
         config.detector,

@@ -10,7 +10,7 @@ Shape legend: B images, C channels, H x W pixels, K classes, h x w pixels of a w
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import torch
@@ -26,13 +26,12 @@ from typing_extensions import Doc
 from unmask.data.annotated import IGNORE
 from unmask.data.segmentation_crops import SegmentationBatch, SegmentationCropConfig
 from unmask.models.block_pyramid import BlockPyramid
-from unmask.models.build import build_encoder
 from unmask.models.encoder import Encoder
 from unmask.models.pretrained import PretrainedEncoder
-from unmask.models.relative_tables import with_own_tables
 from unmask.models.vit import VitEncoder
 from unmask.optimisation import OptimizerConfig, ParameterRule
 from unmask.tasks.layer_decay import LayerDecay
+from unmask.tasks.tuned_encoder import tuned_encoder
 from unmask.trainee import Losses, Trainee
 from unmask.views import normalise, to_float
 
@@ -154,20 +153,7 @@ def segmenter_on(pretrained: PretrainedEncoder, config: SegmentationConfig, clas
 
     ValueError for an image size that the patches do not divide, and for drop path where the network has none.
     """
-    old = pretrained.encoder
-    changed = replace(old.config, drop_path=config.drop_path, checkpointing=config.checkpointing)
-    encoder = build_encoder(changed, mask_token=False)
-    encoder.network.load_state_dict(old.network.state_dict())
-    if config.own_tables and encoder.config.position == "relative":
-        encoder = with_own_tables(encoder)
-    height, width = old.image_size
-    size = (config.image_height or height, config.image_width or width)
-    if size != (height, width):
-        encoder.set_image_size(*size)
-    for name, parameter in encoder.network.named_parameters():
-        # Fine-tuning trains the positions that pre-training held fixed, as for classification.
-        if name == "pos_embed":
-            parameter.requires_grad_(True)
+    encoder = tuned_encoder(pretrained, config)
     decoder_width = config.decoder_width or usual_decoder_width(encoder.width)
     return Segmenter(encoder, classes, decoder_width=decoder_width, frozen_encoder=config.frozen_encoder)
 
