@@ -149,7 +149,7 @@ class CommandProcess:
     def __init__(self, arguments: Sequence[str], folder: Path, *, largest_file: int | None = None) -> None:
         self._streams = (folder / "stdout.txt", folder / "stderr.txt")
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["unmask.commands.pretrain", "tiny_runs"])
+        context.set_forkserver_preload(["unmask.commands.pretrain", "unmask.commands.evaluate.trained", "tiny_runs"])
         self._process = context.Process(target=_command, args=(list(arguments), folder, self._streams, largest_file))
         self._process.start()
 

@@ -84,7 +84,12 @@ def test_no_name_is_taken_for_markup(evil: Path) -> None:
     page = page_of(evil)
     for name in ("<script>alert(1)", "<img src=x", "<blink>data", "<b>bad"):
         assert name not in page
-    for name in ("&lt;script&gt;alert(1)", "b&lt;img src=x onerror=alert(2)&gt;", "&lt;blink&gt;data", "&lt;b&gt;bad.png"):
+    for name in (
+        "&lt;script&gt;alert(1)",
+        "b&lt;img src=x onerror=alert(2)&gt;",
+        "&lt;blink&gt;data",
+        "&lt;b&gt;bad.png",
+    ):
         assert name in page
     parser = Tags()
     parser.feed(page)

@@ -18,7 +18,7 @@ from unmask.report.detection_sheet import detection_sheet
 from unmask.report.page import Figure
 from unmask.supervised.config import SupervisedConfig
 from unmask.supervised.subject import Result, Subject
-from unmask.tasks.detection import DetectionConfig, DetectionTask
+from unmask.tasks.detection import DetectionConfig, DetectionTask, warmed_up
 from unmask.tasks.detection_file import detector_file, finished_detector
 from unmask.training.trainer import TrainingConfig
 
@@ -34,7 +34,9 @@ class DetectionSubject(Subject[DetectionBatch]):
     def __init__(self, config: SupervisedConfig, start: PretrainedEncoder) -> None:
         assert isinstance(config.settings, DetectionConfig)
         self.train, self.test = detection_halves(config.data)
-        self.task = DetectionTask(start, config.settings, self.train.classes, outlines=self.train.has_masks)
+        steps = max(1, len(self.train) // config.training.batch_size)
+        settings = warmed_up(config.settings, steps)
+        self.task = DetectionTask(start, settings, self.train.classes, outlines=self.train.has_masks)
         self.trainee = self.task
         # Images of other channels than the encoder takes are refused before anything is written.
         first_readable(self.train, channels=len(start.mean))

@@ -16,7 +16,7 @@ from unmask.models.relative_tables import with_own_tables
 
 
 @runtime_checkable
-class TunedConfig(Protocol):
+class EncoderTuning(Protocol):
     """What every task's configuration says about the encoder."""
 
     @property
@@ -45,7 +45,7 @@ class TunedConfig(Protocol):
         ...
 
 
-def tuned_encoder(pretrained: PretrainedEncoder, config: TunedConfig) -> Encoder:
+def tuned_encoder(pretrained: PretrainedEncoder, config: EncoderTuning) -> Encoder:
     """A copy of the encoder with drop path, tables of its own, another image size, and positions that learn.
 
     Positions learn, also those that pre-training held fixed, and follow another image size by interpolation, as in

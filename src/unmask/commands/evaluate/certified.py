@@ -294,6 +294,8 @@ def _print(command: Certified, config: CertifiedConfig, scores: dict[str, Certif
     headers = [header for network in scores for header in (f"{NAMES[network]} %", "95 % interval")]
     table = plain_table("radius", *headers)
     for place, radius in enumerate(config.radii):
+        if radius > reach(config) and radius > min(config.radii):
+            continue  # nothing can be proved there, whatever the classifier
         cells = []
         for score in scores.values():
             low, high = score.intervals[place]

@@ -72,21 +72,23 @@ def _print(command: FewShot, found: dict[Network, tuple[FewShotResult, ...]], *,
         highlight=False,
         markup=False,
     )
-    floored = "random" in found
-    gains = (["gain"] if command.few.seeds > 1 else ["difference"]) if floored else []
-    table = plain_table("budget", "labels", "top-1 % by", *(NAMES[network] for network in found), *gains)
+    floor = found.get("random")
+    headers = ["budget", "labels", "top-1 % by", *(NAMES[network] for network in found)]
+    if floor is not None:
+        headers.append("gain" if command.few.seeds > 1 else "difference")
+    table = plain_table(*headers)
     for place, result in enumerate(trained):
-        cells = [_spread(results[place].top1) for results in found.values()]
-        labels = str(result.labels) if result.scores else "-"
-        table.add_row(
-            result.budget, labels, result.classifier, *cells, *([_gain(result, found["random"][place])] * floored)
-        )
+        cells = [result.budget, str(result.labels) if result.scores else "-", result.classifier]
+        cells += [_spread(results[place].top1) for results in found.values()]
+        if floor is not None:
+            cells.append(_gain(result, floor[place]))
+        table.add_row(*cells)
     console.print(table)
     for result in trained:
         if result.reason and result.classifier == command.few.classifiers[0]:
             console.print(f"{result.budget}: left out, {result.reason}", highlight=False, markup=False)
-    if floored:
-        console.print(verdict(trained, found["random"]), highlight=False)
+    if floor is not None:
+        console.print(verdict(trained, floor), highlight=False)
 
 
 def verdict(trained: Sequence[FewShotResult], floor: Sequence[FewShotResult]) -> str:
