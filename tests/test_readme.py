@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from unmask.cli import COMMANDS, main
+from unmask.commands.evaluate import PROTOCOLS
 from unmask.methods import METHODS
 from unmask.models.build import build_encoder
 from unmask.models.encoder_config import EncoderConfig
@@ -45,16 +46,25 @@ def test_python_blocks_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert all(torch.isfinite(loss) for loss in losses.values())
 
 
+def words_of(command: str, rest: str) -> list[str]:
+    """What names the command whose help tells the options: an evaluation's protocol belongs to it."""
+    protocol = rest.split()[:1]
+    return [command, *protocol] if command == "evaluate" and protocol[0] in PROTOCOLS else [command]
+
+
 def test_commands_and_options_exist(capsys: pytest.CaptureFixture[str]) -> None:
     assert len(COMMAND_LINES) >= 5
-    for command in {name for name, _ in COMMAND_LINES}:
+    for command, rest in COMMAND_LINES:
         assert command in COMMANDS
         with pytest.raises(SystemExit):
-            main([command, "--help"])
+            main([*words_of(command, rest), "--help"])
         text = capsys.readouterr().out
-        for name, rest in COMMAND_LINES:
-            if name == command:
-                assert all(option in text for option in re.findall(r"--[a-z-]+", rest))
+        assert all(option in text for option in re.findall(r"--[a-z-]+", rest)), (command, rest)
+
+
+def test_every_protocol_has_its_row() -> None:
+    for name in PROTOCOLS:
+        assert f"`{name}`" in README
 
 
 def test_every_method_has_its_row() -> None:

@@ -141,8 +141,9 @@ def test_what_is_written_is_read_again_and_by_timm_alone(
     assert names["header"]["classes"] == list(CLASSES)
 
 
-def test_writing_leaves_the_task_as_it_is(tmp_path: Path) -> None:
-    task = trained("averaged, batch norm").train()
+@pytest.mark.parametrize("kind", ["averaged", "resnet18"])
+def test_writing_leaves_the_task_as_it_is(kind: str, tmp_path: Path) -> None:
+    task = trained(kind).train()
     before = {name: value.clone() for name, value in task.state_dict().items()}
     modes = [part.training for part in task.modules()]
     torch.manual_seed(0)

@@ -75,7 +75,7 @@ def _print(command: FewShot, found: dict[Network, tuple[FewShotResult, ...]], *,
     floor = found.get("random")
     headers = ["budget", "labels", "top-1 % by", *(NAMES[network] for network in found)]
     if floor is not None:
-        headers.append("gain" if command.few.seeds > 1 else "difference")
+        headers.append("gain")
     table = plain_table(*headers)
     for place, result in enumerate(trained):
         cells = [result.budget, str(result.labels) if result.scores else "-", result.classifier]
@@ -87,26 +87,29 @@ def _print(command: FewShot, found: dict[Network, tuple[FewShotResult, ...]], *,
     for result in trained:
         if result.reason and result.classifier == command.few.classifiers[0]:
             console.print(f"{result.budget}: left out, {result.reason}", highlight=False, markup=False)
-    if floor is not None:
-        console.print(verdict(trained, floor), highlight=False)
+    if floor is None:
+        return
+    if command.few.seeds == 1:
+        console.print("one draw says nothing about the spread: draw twice at least (--seeds)", highlight=False)
+        return
+    floors: tuple[Network, ...] = ("random", "pixels")
+    for network in floors:
+        console.print(verdict(trained, found[network], NAMES[network]), highlight=False)
 
 
-def verdict(trained: Sequence[FewShotResult], floor: Sequence[FewShotResult]) -> str:
-    """A sentence on whether the encoder is above its random start beyond what the choice of labels can turn round."""
+def verdict(trained: Sequence[FewShotResult], floor: Sequence[FewShotResult], name: str) -> str:
+    """A sentence on whether the encoder is above a floor beyond what the choice of labels can turn round."""
     pairs = list(zip(trained, floor, strict=True))
     gains = {f"{one.budget} by {one.classifier}": gain(one, other) for one, other in pairs}
-    verdicts = {name: found.verdict for name, found in gains.items() if found is not None}
-    if all(found is None or found.half is None for found in gains.values()):
-        return "one draw says nothing about the spread: draw twice at least (--seeds)"
-    said = f"above the random start beyond the spread of the draws (95 %) in {{}} of {len(verdicts)} rows"
-    above = [name for name, word in verdicts.items() if word == "above"]
-    below = [name for name, word in verdicts.items() if word == "below"]
-    within = [name for name, word in verdicts.items() if word == "within"]
-    sentence = f"pre-trained is {said.format(len(above))}"
-    if below:
-        sentence += f"; below it: {', '.join(below)}"
-    if within:
-        sentence += f"; within the spread: {', '.join(within)}"
+    found = {row: one.verdict for row, one in gains.items() if one is not None}
+    sentence = (
+        f"pre-trained is above {name} beyond the spread of the draws (95 %) in "
+        f"{sum(word == 'above' for word in found.values())} of {len(found)} rows"
+    )
+    for word, said in (("below", "below it"), ("within", "within the spread")):
+        rows = [row for row, verdict in found.items() if verdict == word]
+        if rows:
+            sentence += f"; {said}: {', '.join(rows) if len(rows) < len(found) else 'all'}"
     return sentence
 
 
