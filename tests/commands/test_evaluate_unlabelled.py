@@ -167,7 +167,8 @@ def test_in_a_process_of_its_own_as_json(desk: Path) -> None:
 CASES = {
     "one image": (
         ["run", "one", *QUICK],
-        "views are compared with each other and so are images: at least two of both are needed, got 3 views of 1 images",
+        "views are compared with each other and so are images: at least two of both are needed, got 3 views of 1 "
+        "images",
     ),
     "one view": (
         ["run", "flat", *QUICK, "--views", "1"],

@@ -592,6 +592,7 @@ def test_each_layer_learns_at_its_rate(network: str) -> None:
 def test_averaged_weights_follow_the_formula(network: str) -> None:
     task = tiny_task(replace(BARE, average=0.9, norm="batch", drop_path=0.3), NETWORKS[network])
     assert task.judged is task.average
+    assert not any(module.training for module in task.judged.modules()), "from the beginning"
     expected = {name: value.clone() for name, value in cast(Classifier, task.average).state_dict().items()}
     started = {name: value.clone() for name, value in expected.items()}
     trainer = trainer_of(task)

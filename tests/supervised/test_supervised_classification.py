@@ -182,7 +182,9 @@ def test_pictures_show_what_the_classifier_says(several: bool, csv: Path, tmp_pa
         data = tmp_path / "data"
         draw_images(data / "train", 8)
         draw_images(data / "val", 40)
-        (data / "val" / "cold" / "006 bad.png").write_text("no image")
+        for path in sorted((data / "val" / "cold").iterdir())[4:]:
+            path.unlink()
+        (data / "val" / "cold" / "000 bad.png").write_text("no image")
     subject = subject_on(data, pooling="class")
     subject.task.train()
     with torch.no_grad():
@@ -199,11 +201,12 @@ def test_pictures_show_what_the_classifier_says(several: bool, csv: Path, tmp_pa
         return
     # Spread over the set, without the file that cannot be read.
     assert subject.test.labels is not None
-    shown = [int(index) for index in torch.arange(12) * 41 // 12 if "bad" not in subject.test.path(int(index))]
-    assert len(shown) < 12
+    shown = [index for index in (torch.arange(12) * 25 // 12).tolist() if "bad" not in subject.test.path(index)]
+    assert len(shown) == 11
     expected = [known if subject.test.labels[index] == 1 else f"{known}, not cold" for index in shown]
     assert len(cells) >= 6
     assert [cell.label for cell in cells] == expected[: len(cells)]
+    assert len(set(expected[: len(cells)])) == 2
 
 
 @pytest.mark.parametrize(("side", "usual"), [(32, 1.0), (72, 224 / 256)])
