@@ -270,10 +270,14 @@ def logistic(
     """
     labels_N, test_labels_M, class_count = comparable_labels(few, test)
     x = normalised(few.x_ND, centre_D, config.normalisation).numpy()
+    test_x = normalised(test.x_ND, centre_D, config.normalisation).numpy()
+    if x.shape[1] > x.shape[0]:
+        # The solution lies in the span of the few images: fewer dimensions, the same classifier.
+        basis, _ = np.linalg.qr(x.T)
+        x, test_x = x @ basis, test_x @ basis
     labels = labels_N.numpy()
     folds = min(config.folds, int(np.bincount(labels).min()))
     c = _choose_c(x, labels, config.cs, folds, seed) if folds > 1 else config.default_c
-    test_x = normalised(test.x_ND, centre_D, config.normalisation).numpy()
     probabilities_MK = torch.from_numpy(_fitted(x, labels, c).predict_proba(test_x))
     return score_ranking(rank_classes(probabilities_MK), test_labels_M, class_count=class_count), c
 

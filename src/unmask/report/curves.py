@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 
 from unmask.report.charts import Chart, Point, line_chart
-from unmask.report.headline import has_headline, headline
+from unmask.report.headline import headline, scored
 from unmask.report.log import Record, of_kind
 
 EVALUATIONS = {
@@ -69,7 +69,7 @@ def _optimiser_charts(steps: list[Record]) -> list[Chart]:
 
 def accuracy_charts(records: list[Record]) -> list[Chart]:
     """Accuracy over epochs, one chart an evaluation that was made at least twice, with its 95 % interval."""
-    evaluations = list(filter(has_headline, of_kind(records, "evaluation")))
+    evaluations = scored(records)
     charts: list[Chart] = []
     for name in dict.fromkeys(record["name"] for record in evaluations):
         made = [record for record in evaluations if record["name"] == name]

@@ -9,7 +9,7 @@ from typing import Annotated
 from typing_extensions import Doc
 
 from unmask.report.curves import EVALUATIONS, NETWORKS
-from unmask.report.headline import has_headline, headline
+from unmask.report.headline import headline, scored
 from unmask.report.log import Record, of_kind
 from unmask.report.text import DASH, count, duration, interval, number, percent
 
@@ -56,7 +56,7 @@ class Table:
 def accuracies(records: list[Record]) -> tuple[Accuracy, ...]:
     """For each evaluation in the log the last score of each network."""
     latest: dict[str, dict[str, Score]] = {}
-    for record in filter(has_headline, of_kind(records, "evaluation")):
+    for record in scored(records):
         latest.setdefault(record["name"], {})[record["network"]] = _score(record)
     return tuple(
         Accuracy(
@@ -113,7 +113,7 @@ def evaluation_table(records: list[Record]) -> Table:
             *(_share_or_dash(record["score"].get(key)) for key in ("top5", "mean_class")),
             count(int(record["score"].get("n", 0))),
         )
-        for record in filter(has_headline, of_kind(records, "evaluation"))
+        for record in scored(records)
         for score in (_score(record),)
     ]
     headers = (

@@ -11,7 +11,7 @@ import tyro
 from rich.console import Console
 from typing_extensions import Doc
 
-from unmask.commands.evaluate.shared import plain_table
+from unmask.commands.evaluate.shared import plain_table, write_drawing
 from unmask.commands.evaluate.trained import recipe_for
 from unmask.commands.evaluate.training import (
     NETWORKS,
@@ -120,8 +120,7 @@ def draw(curve: dict[int, list[Trained]], folder: Path, depth: int) -> Path:
         bands=bands,
     )
     path = folder / "curve.svg"
-    # A file of its own needs the namespace that a drawing within a page does without.
-    path.write_text(svg.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1), encoding="utf-8")
+    write_drawing(svg, path)
     return path
 
 
