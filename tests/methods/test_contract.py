@@ -246,7 +246,7 @@ def test_a_resumed_run_ends_bit_for_bit_where_an_unbroken_one_does(
         return Trainer(tiny(METHODS[name]), config, steps_per_epoch=4, device=torch.device("cpu"))
 
     unbroken = trainer()
-    batches = [batch_for(unbroken.method, seed=step) for step in range(4)]
+    batches = [batch_for(unbroken.trainee, seed=step) for step in range(4)]
     for batch in batches:
         unbroken.train_step([batch])
     killed = trainer()
