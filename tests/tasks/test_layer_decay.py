@@ -13,7 +13,7 @@ from torch import nn
 from unmask.models.build import build_encoder
 from unmask.models.encoder import Encoder
 from unmask.models.encoder_config import EncoderConfig
-from unmask.tasks.layer_decay import LayerDecay, freeze_below, layers
+from unmask.tasks.layer_decay import LayerDecay, block_count, freeze_below, layers
 
 VIT = EncoderConfig(
     name="vit_tiny_patch16_224", image_height=32, image_width=32, patch_size=8, depth=3, width=24, heads=2
@@ -111,3 +111,5 @@ def test_every_parameter_has_a_layer() -> None:
     for name in ("resnet18", "convnext_atto"):
         encoder = build_encoder(EncoderConfig(name=name, image_height=64, image_width=64), mask_token=False)
         assert set(layers(encoder)) == set(encoder.parameters())
+        assert block_count(encoder) > encoder.depth
+    assert block_count(build_encoder(VIT, mask_token=False)) == 3

@@ -35,13 +35,14 @@ def prediction_sheet(
         cells.append(
             Cell(image=shown(image_CHW), alt=f"an image of {names}, called {classes[best]}", label=label, mark=mark)
         )
+    # A last row that is not full is left out: sheets have as many cells in every row.
+    cells = cells[: max(len(cells) // COLUMNS * COLUMNS, min(len(cells), COLUMNS))]
     rows = [cells[start : start + COLUMNS] for start in range(0, len(cells), COLUMNS)]
     columns = min(COLUMNS, len(cells))
-    whole = [tuple(row) for row in rows if len(row) == columns]
     found = sum(cell.mark == "right" for cell in cells)
     return Sheet(
         headers=("",) * columns,
-        rows=tuple(whole),
+        rows=tuple(tuple(row) for row in rows),
         caption="Some test images, spread over the set, with the class that the classifier finds most likely; where it "
         "is wrong, what the image shows.",
         note=f"{percent(100 * found / max(len(cells), 1))} of these are right.",

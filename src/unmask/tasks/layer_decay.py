@@ -27,6 +27,11 @@ def layers(encoder: Encoder) -> dict[nn.Parameter, int]:
     return {parameter: layer_of[name] for name, parameter in encoder.network.named_parameters()}
 
 
+def block_count(encoder: Encoder) -> int:
+    """Number of blocks as `layers` counts them: of all stages together in a convolutional network."""
+    return max(layers(encoder).values())
+
+
 class LayerDecay:
     """The rule of every parameter of a model around `encoder`: rate x decay^(blocks + 1 - layer), no weight decay for
     vectors, positions and class tokens (BEiT's optim_factory, MAE's lr_decay)."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 import tyro
@@ -17,8 +17,8 @@ from unmask.commands.evaluate.training import (
     Trained,
     TrainedOptions,
     print_scores,
-    side,
     train_with_floor,
+    with_size,
 )
 from unmask.commands.parse import STOPPED, parse
 from unmask.tasks.detection import DetectionConfig
@@ -39,10 +39,7 @@ def run(protocol: str, arguments: Sequence[str]) -> int:
     """The exit code of `unmask evaluate detect`."""
     default = Detect(run=tyro.MISSING, data=tyro.MISSING)
     command = parse(Detect, arguments, command="evaluate detect", default=default)
-    height, width = side(command)
-    if height is not None:
-        command = replace(command, settings=replace(command.settings, image_height=height, image_width=width))
-    plan = Plan(protocol="detect", settings=command.settings, usual_batch=USUAL_BATCH)
+    plan = Plan(protocol="detect", settings=with_size(command.settings, command), usual_batch=USUAL_BATCH)
     console = Console(soft_wrap=True, stderr=command.json)
     runs = train_with_floor(command, plan, console)
     if runs is None:

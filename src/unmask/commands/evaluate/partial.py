@@ -12,7 +12,7 @@ from rich.console import Console
 from typing_extensions import Doc
 
 from unmask.commands.evaluate.shared import plain_table, write_drawing
-from unmask.commands.evaluate.trained import recipe_for
+from unmask.commands.evaluate.trained import named_fields, recipe_for
 from unmask.commands.evaluate.training import (
     NETWORKS,
     PREFIX,
@@ -20,8 +20,8 @@ from unmask.commands.evaluate.training import (
     Trained,
     TrainedOptions,
     default_out,
-    side,
     train_with_floor,
+    with_size,
 )
 from unmask.commands.parse import STOPPED, parse
 from unmask.models.pretrained import open_encoder
@@ -29,6 +29,7 @@ from unmask.report.charts import line_chart
 from unmask.report.headline import headline
 from unmask.supervised.config import LabelBudget
 from unmask.tasks.classification import ClassifierConfig
+from unmask.tasks.layer_decay import block_count
 
 PROBE_BATCH = 64
 """Images of the batch that the linear probe's rate is for."""
@@ -52,20 +53,20 @@ def run(protocol: str, arguments: Sequence[str]) -> int:
     default = Partial(run=tyro.MISSING, data=tyro.MISSING, settings=recipe.settings)
     command = parse(Partial, arguments, command="evaluate partial", default=default)
     console = Console(soft_wrap=True, stderr=command.json)
-    depth = open_encoder(command.run).encoder.depth
+    depth = block_count(open_encoder(command.run).encoder)
     numbers = numbers_of_blocks(depth) if command.blocks is None else tuple(sorted(set(command.blocks)))
     if not numbers:
         raise ValueError("--blocks needs at least one number")
     if numbers[0] < 0 or numbers[-1] > depth:
         raise ValueError(f"--blocks must lie between 0 and the encoder's {depth} blocks, got {list(numbers)}")
-    height, width = side(command)
-    settings = replace(command.settings, image_height=height, image_width=width)
+    settings = with_size(command.settings, command)
     plan = Plan(
         protocol="partial",
         settings=settings,
         usual_batch=recipe.batch_size,
         budget=command.budget,
         fit_augmentation=recipe.settings,
+        asked=named_fields(arguments),
     )
     folder = command.out or default_out(command, plan)
     curve: dict[int, list[Trained]] = {}

@@ -60,7 +60,9 @@ def results_folder(run: str) -> RunFolder:
 
 def data_stem(data: str) -> str:
     """A short name of the data, for folders."""
-    return Path(data.removeprefix("builtin:").rstrip("/")).resolve().stem or "data"
+    path = Path(data.removeprefix("builtin:").rstrip("/")).resolve()
+    # A folder's name may hold dots of its own: data.v1, data.v2.
+    return (path.name if path.is_dir() else path.stem) or "data"
 
 
 def record_result(
