@@ -16,11 +16,10 @@ from unmask.commands.evaluate.training import (
     Plan,
     Trained,
     TrainedOptions,
-    print_scores,
-    train_with_floor,
+    finish,
     with_size,
 )
-from unmask.commands.parse import STOPPED, parse
+from unmask.commands.parse import parse
 from unmask.tasks.detection import DetectionConfig
 
 USUAL_BATCH = 64
@@ -40,14 +39,7 @@ def run(protocol: str, arguments: Sequence[str]) -> int:
     default = Detect(run=tyro.MISSING, data=tyro.MISSING)
     command = parse(Detect, arguments, command="evaluate detect", default=default)
     plan = Plan(protocol="detect", settings=with_size(command.settings, command), usual_batch=USUAL_BATCH)
-    console = Console(soft_wrap=True, stderr=command.json)
-    runs = train_with_floor(command, plan, console)
-    if runs is None:
-        return STOPPED
-    if not command.json:
-        print_scores(command, plan, runs, console)
-        print_precisions(runs[-1], console)
-    return 0
+    return finish(command, plan, print_precisions)
 
 
 def print_precisions(run: Trained, console: Console) -> None:

@@ -15,11 +15,10 @@ from unmask.commands.evaluate.training import (
     PREFIX,
     Plan,
     TrainedOptions,
-    print_scores,
-    train_with_floor,
+    finish,
     with_size,
 )
-from unmask.commands.parse import STOPPED, given, parse
+from unmask.commands.parse import given, parse
 from unmask.models.pretrained import open_encoder
 from unmask.optimisation import OptimizerConfig
 from unmask.recipes.finetuning import FINETUNING, FinetuneRecipe, mae
@@ -89,17 +88,6 @@ def run(protocol: str, arguments: Sequence[str]) -> int:
     )
     Console(soft_wrap=True, stderr=command.json).print(f"{'recipe':<13} {name}", highlight=False, markup=False)
     return finish(command, plan)
-
-
-def finish(command: TrainedOptions, plan: Plan) -> int:
-    """Train, record, print; the exit code."""
-    console = Console(soft_wrap=True, stderr=command.json)
-    runs = train_with_floor(command, plan, console)
-    if runs is None:
-        return STOPPED
-    if not command.json:
-        print_scores(command, plan, runs, console)
-    return 0
 
 
 def recipe_for(arguments: Sequence[str]) -> tuple[str, FinetuneRecipe]:

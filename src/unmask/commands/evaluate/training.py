@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -20,6 +20,7 @@ from unmask.commands.evaluate.shared import (
     results_folder,
     workers_of,
 )
+from unmask.commands.parse import STOPPED
 from unmask.evaluate import gap_sentence, interval_noise
 from unmask.models.pretrained import open_encoder
 from unmask.report.headline import headline
@@ -227,6 +228,19 @@ def _augmentation(settings: Settings) -> str:
         if value:
             found.append(f"{name} {value:g}")
     return ", ".join(found)
+
+
+def finish(command: TrainedOptions, plan: Plan, more: Callable[[Trained, Console], None] | None = None) -> int:
+    """Train, record, print the scores, and what `more` has to say of the pre-trained one; the exit code."""
+    console = Console(soft_wrap=True, stderr=command.json)
+    runs = train_with_floor(command, plan, console)
+    if runs is None:
+        return STOPPED
+    if not command.json:
+        print_scores(command, plan, runs, console)
+        if more is not None:
+            more(runs[-1], console)
+    return 0
 
 
 def print_scores(options: TrainedOptions, plan: Plan, runs: Sequence[Trained], console: Console) -> None:
