@@ -17,6 +17,7 @@ from unmask.commands.show import knobs
 from unmask.methods import METHODS
 from unmask.methods.measured import GoldenResult, Measured, StepCost, read_measured, write_measured
 from unmask.recipes import RECIPES
+from unmask.recipes.finetuning import FINETUNING
 
 
 def printed(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
@@ -131,6 +132,12 @@ def test_measurements_are_kept_in_a_file(tmp_path: Path) -> None:
 def test_recipes_belong_to_their_method() -> None:
     assert recipes_of("conmim")[0] == "demo"
     assert sum(len(recipes_of(name)) for name in METHODS) == len(RECIPES)
+
+
+def test_recipes_of_fine_tuning_come_last(capsys: pytest.CaptureFixture[str]) -> None:
+    _, told = printed(["recipes"], capsys).split("Fine-tuning, by `unmask evaluate finetune RUN DATA --recipe NAME`:")
+    for name in FINETUNING:
+        assert f"unmask evaluate finetune RUN IMAGENET --recipe {name} --device cuda" in told
 
 
 def test_recipes_tell_their_command(capsys: pytest.CaptureFixture[str]) -> None:
