@@ -5,9 +5,9 @@ Shape legend: V crops of one image, C channels, H x W pixels.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from unmask.data.crop import Stream, center_crop, crop_image, sample_generator
 from unmask.data.decode import DecodeError, open_image
 from unmask.data.sources import Source
 
+T = TypeVar("T")
 _REPLACEMENTS = 32
 
 
@@ -66,9 +67,25 @@ class Retouch(Protocol):
         ...
 
 
-def replacements(source: Source, seed: int, epoch: int, index: int) -> Iterator[int]:
-    """The image asked for, then the images that stand in for it where files are bad: 32 tries, chosen by (seed, epoch,
-    index)."""
+def first_usable(
+    source: Source, seed: int, epoch: int, index: int, read: Callable[[int], T]
+) -> tuple[T | None, int, tuple[BadFile, ...]]:
+    """What `read` makes of the image asked for, or of the first that can stand in for it where files are bad.
+
+    Beside it the position of the image used, and the bad files met on the way. Stand-ins are chosen by (seed, epoch,
+    index); after 32 of them the result is None. `read` raises OSError or DecodeError for a bad file.
+    """
+    bad: dict[int, BadFile] = {}
+    for candidate in _replacements(source, seed, epoch, index):
+        if candidate not in bad:
+            try:
+                return read(candidate), candidate, tuple(bad.values())
+            except (OSError, DecodeError) as error:
+                bad[candidate] = BadFile.of(source, candidate, error)
+    return None, index, tuple(bad.values())
+
+
+def _replacements(source: Source, seed: int, epoch: int, index: int) -> Iterator[int]:
     yield index
     generator = sample_generator(seed, epoch, index, Stream.REPLACEMENT)
     for _ in range(_REPLACEMENTS):
@@ -102,21 +119,20 @@ class CropDataset(Dataset[Sample]):
 
     def __getitem__(self, key: tuple[int, int]) -> Sample:
         epoch, index = key
-        bad: dict[int, BadFile] = {}
-        for candidate in replacements(self.source, self.seed, epoch, index):
-            if candidate not in bad:
-                try:
-                    opened = open_image(self.source.read(candidate))
-                    # The crop is the sample's own: a replacement must not repeat a crop of this epoch.
-                    generator = sample_generator(self.seed, epoch, index, Stream.CROP)
-                    crops, boxes = crop_image(opened, self.crops, generator, channels=self.channels)
-                    if self.retouch is not None:
-                        touch = sample_generator(self.seed, epoch, index, Stream.RETOUCH)
-                        crops = tuple(torch.stack([self.retouch(crop, touch) for crop in group]) for group in crops)
-                    return Sample(crops, boxes, candidate, tuple(bad.values()))
-                except (OSError, DecodeError) as error:
-                    bad[candidate] = BadFile.of(self.source, candidate, error)
-        return Sample((), (), index, tuple(bad.values()))
+
+        def cut(candidate: int) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+            opened = open_image(self.source.read(candidate))
+            # The crop is the sample's own: a replacement must not repeat a crop of this epoch.
+            generator = sample_generator(self.seed, epoch, index, Stream.CROP)
+            crops, boxes = crop_image(opened, self.crops, generator, channels=self.channels)
+            if self.retouch is not None:
+                touch = sample_generator(self.seed, epoch, index, Stream.RETOUCH)
+                crops = tuple(torch.stack([self.retouch(crop, touch) for crop in group]) for group in crops)
+            return crops, boxes
+
+        found, used, bad = first_usable(self.source, self.seed, epoch, index, cut)
+        crops, boxes = found or ((), ())
+        return Sample(crops, boxes, used, bad)
 
 
 class CenterCropDataset(Dataset[Sample]):

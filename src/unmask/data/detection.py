@@ -22,7 +22,7 @@ from typing_extensions import Doc
 
 from unmask.data.annotated import DetectionSource, Things
 from unmask.data.crop import Stream, sample_generator
-from unmask.data.dataset import BadFile, replacements
+from unmask.data.dataset import BadFile, first_usable
 from unmask.data.decode import DecodeError, OpenImage, open_image
 from unmask.data.loader import StepLoader, leave_signals_to_main, watched
 
@@ -133,18 +133,15 @@ class DetectionDataset(Dataset[DetectionSample]):
 
     def __getitem__(self, key: tuple[int, int]) -> DetectionSample:
         epoch, index = key
-        bad: dict[int, BadFile] = {}
-        for candidate in replacements(self.source, self.seed, epoch, index):
-            if candidate not in bad:
-                try:
-                    opened, things = open_things(self.source, candidate)
-                    # The jitter is the sample's own: a replacement must not repeat one of this epoch.
-                    generator = sample_generator(self.seed, epoch, index, Stream.CROP)
-                    pair = jittered(opened, things, self.canvas, self.config, self._mean, generator)
-                    return DetectionSample(pair, candidate, tuple(bad.values()))
-                except (OSError, DecodeError) as error:
-                    bad[candidate] = BadFile.of(self.source, candidate, error)
-        return DetectionSample(None, index, tuple(bad.values()))
+
+        def cut(candidate: int) -> tuple[UInt8[Tensor, "C H W"], Target]:
+            opened, things = open_things(self.source, candidate)
+            # The jitter is the sample's own: a replacement must not repeat one of this epoch.
+            generator = sample_generator(self.seed, epoch, index, Stream.CROP)
+            return jittered(opened, things, self.canvas, self.config, self._mean, generator)
+
+        pair, used, bad = first_usable(self.source, self.seed, epoch, index, cut)
+        return DetectionSample(pair, used, bad)
 
 
 def open_things(source: DetectionSource, index: int) -> tuple[OpenImage, Things]:

@@ -22,7 +22,7 @@ from typing_extensions import Doc
 
 from unmask.data.annotated import IGNORE, SegmentationSource
 from unmask.data.crop import Stream, sample_generator
-from unmask.data.dataset import BadFile, replacements
+from unmask.data.dataset import BadFile, first_usable
 from unmask.data.decode import DecodeError, OpenImage
 from unmask.data.loader import StepLoader, leave_signals_to_main, watched
 from unmask.data.seeded import seeded
@@ -153,15 +153,14 @@ class SegmentationDataset(Dataset[SegmentationSample]):
 
     def __getitem__(self, key: tuple[int, int]) -> SegmentationSample:
         epoch, index = key
-        bad: dict[int, BadFile] = {}
-        for candidate in replacements(self.source, self.seed, epoch, index):
-            if candidate not in bad:
-                try:
-                    pair = self._cut(*open_pair(self.source, candidate), epoch, index)
-                    return SegmentationSample(pair, candidate, tuple(bad.values()))
-                except (OSError, DecodeError) as error:
-                    bad[candidate] = BadFile.of(self.source, candidate, error)
-        return SegmentationSample(None, index, tuple(bad.values()))
+        pair, used, bad = first_usable(
+            self.source,
+            self.seed,
+            epoch,
+            index,
+            lambda candidate: self._cut(*open_pair(self.source, candidate), epoch, index),
+        )
+        return SegmentationSample(pair, used, bad)
 
     def _cut(
         self, opened: OpenImage, mask_HW: NDArray[np.uint8], epoch: int, index: int

@@ -15,7 +15,7 @@ from unmask.data.loader import CropLoader, EvalLoader
 from unmask.data.multilabel import MultiLabelSource, open_multilabel
 from unmask.data.sources import Source, labelled
 from unmask.data.statistics import first_readable
-from unmask.evaluation.classifier import check_logits, judge, matched_labels
+from unmask.evaluation.classifier import check_logits, evenly, judge, matched_labels
 from unmask.evaluation.fewshot import label_share, n_shot
 from unmask.evaluation.multilabel import MultiLabelScore, score_multilabel
 from unmask.models.pretrained import PretrainedEncoder
@@ -117,7 +117,7 @@ class ClassificationSubject(Subject[Batch]):
         return classifier_file(self.task, facts)
 
     def figures(self) -> list[Figure]:
-        spread = torch.arange(min(SHOWN, len(self.test))) * len(self.test) // min(SHOWN, len(self.test))
+        spread = evenly(len(self.test), SHOWN)
         shown = self.test.subset(spread.numpy())
         training = self.task.training
         self.task.eval()
