@@ -12,7 +12,7 @@ $(STAMP): pyproject.toml requirements.lock
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv || echo "no uv; going on with pip"
 	if [ -x $(BIN)/uv ]; then \
-	  $(BIN)/uv pip install --python $(BIN)/python --require-hashes -r requirements.lock && \
+	  $(BIN)/uv pip install --compile-bytecode --python $(BIN)/python --require-hashes -r requirements.lock && \
 	  $(BIN)/uv pip install --python $(BIN)/python --no-deps -e . ; \
 	else \
 	  $(BIN)/python -m pip install --disable-pip-version-check --require-hashes -r requirements.lock && \

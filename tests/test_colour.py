@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageFilter, ImageOps
 from torch import Tensor
 
-from unmask.colour import ColourConfig, ColourParameters, apply_colour, sample_colour
+from unmask.colour import ColourConfig, ColourParameters, ColourPlan, apply_colour, sample_colour
 
 CONMIM = ColourConfig(
     brightness=0.4,
@@ -209,6 +209,31 @@ def test_a_sample_does_not_depend_on_its_neighbours(data, channels, batch):
     }
     alone = apply_colour(images_BCHW[sample : sample + 1], ColourParameters(**own))
     torch.testing.assert_close(together[sample : sample + 1], alone, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize(
+    "config", [CONMIM, replace(ALWAYS, hue=0.5, grey_p=0.3, saturation=1.5)], ids=["conmim", "most"]
+)
+def test_a_device_that_changes_groups_makes_what_a_processor_makes_one_by_one(config, channels):
+    images_BCHW = _images(40, channels, 14, 10)
+    plan = ColourPlan.of(sample_colour(config, 40, _generator(5)), channels=channels)
+    together, alone = images_BCHW.clone(), images_BCHW.clone()
+    plan.apply_(together, slice(0, 40))
+    for sample in range(40):
+        plan.apply_(alone[sample : sample + 1], slice(sample, sample + 1))
+    difference = (together - alone).abs()
+    assert (difference > 1e-5).float().mean() < 0.001  # solarisation jumps where the last bit decides
+    assert difference.max() < 1.01 / 255
+
+
+@pytest.mark.parametrize("shift", [-0.5, -1 / 3, -0.25, -1 / 6, 1 / 12, 1 / 6, 0.3, 1 / 3, 0.5])
+def test_hue_is_exact_where_its_cases_meet(shift):
+    levels = torch.tensor([0.0, 0.25, 0.5, 1.0])
+    images_BCHW = torch.cartesian_prod(levels, levels, levels).T.reshape(1, 3, 8, 8)
+    expected = on_tensors.adjust_hue(images_BCHW, shift)
+    actual = apply_colour(images_BCHW, _jitter([0, 1, 2, 3], [[1.0, 1.0, 1.0, shift]]))
+    torch.testing.assert_close(actual, expected, atol=2e-6, rtol=0)
 
 
 @pytest.mark.parametrize("channels", [1, 2, 4, 8])

@@ -45,6 +45,11 @@ def _crops(batch: int, channels: int, height: int, width: int) -> Tensor:
     return torch.randint(256, (batch, channels, height, width), dtype=torch.uint8, generator=_generator(9))
 
 
+def _same(view: Tensor, expected: Tensor) -> bool:
+    """Equal but for the last bit: views are multiplied by 1 / std."""
+    return torch.allclose(view, expected, atol=0, rtol=1e-6)
+
+
 def test_flip_mirrors_the_flagged_samples_only():
     crops_BCHW = _crops(3, 2, 4, 5)
     flipped = flip(crops_BCHW, torch.tensor([True, False, True]))
@@ -150,8 +155,8 @@ def test_shared_crop_views_share_the_flip(channels, height, width):
     assert torch.equal(online, target)
     assert online.data_ptr() != target.data_ptr()
     plain = normalise(to_float(crops_BCHW), mean, std)
-    mirrored = [torch.equal(view, image.flip(-1)) for view, image in zip(online, plain, strict=True)]
-    straight = [torch.equal(view, image) for view, image in zip(online, plain, strict=True)]
+    mirrored = [_same(view, image.flip(-1)) for view, image in zip(online, plain, strict=True)]
+    straight = [_same(view, image) for view, image in zip(online, plain, strict=True)]
     assert all(one != other for one, other in zip(mirrored, straight, strict=True))
     assert 2 < sum(mirrored) < 14
 
@@ -180,14 +185,14 @@ def test_pixel_shift_views_are_windows_of_one_flipped_master(channels, size):
     floats = normalise(to_float(master_BCHW), mean, std)
     seen = set()
     for sample, image_CHW in enumerate(floats):
-        flipped = not torch.equal(online[sample], image_CHW[:, :height, :width])
+        flipped = not _same(online[sample], image_CHW[:, :height, :width])
         master_CHW = image_CHW.flip(-1) if flipped else image_CHW
-        assert torch.equal(online[sample], master_CHW[:, :height, :width])
+        assert _same(online[sample], master_CHW[:, :height, :width])
         found = [
             (top, left)
             for top in range(4)
             for left in range(4)
-            if torch.equal(target[sample], master_CHW[:, top : top + height, left : left + width])
+            if _same(target[sample], master_CHW[:, top : top + height, left : left + width])
         ]
         assert len(found) == 1
         seen.add((flipped, *found[0]))
@@ -250,6 +255,22 @@ def test_views_are_a_function_of_the_generator_alone():
     for first, again, other in zip(*runs, strict=True):
         assert torch.equal(first, again)
         assert not torch.equal(first, other)
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+def test_views_on_a_device_ask_it_for_nothing(batch: int):
+    # The meta device holds no values: whatever would have to read one, and so wait for a GPU, raises here.
+    crops_BCHW = _crops(batch, 3, 12, 12).to("meta")
+    arguments = {"mean": (0.5,) * 3, "std": (0.5,) * 3}
+    for seed in range(4):
+        shared = shared_crop_views(
+            crops_BCHW, colour=STRONG, online_colour=STRONG, generator=_generator(seed), **arguments
+        )
+        shifted = pixel_shift_views(
+            crops_BCHW, size=(10, 10), max_shift=2, colour=STRONG, generator=_generator(seed), **arguments
+        )
+        assert [view.device.type for view in (*shared, *shifted)] == ["meta"] * 4
+        assert shifted[0].shape == (batch, 3, 10, 10)
 
 
 def test_views_need_only_an_online_image():

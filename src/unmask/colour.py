@@ -7,6 +7,9 @@ concerns is known without asking the device. Each operation is torchvision's of 
 Images without exactly three channels have no saturation, hue or greyscale, and these are skipped; brightness,
 contrast (around the mean over all channels), blur and solarisation work on any number of channels.
 
+A processor is given one sample after another, which stays in its cache from the first step to the last; any other
+device is given groups of samples that meet the same operation, which makes few and large kernels.
+
 Shape legend: B samples, G samples of one group, C channels, H x W pixels, J = 4 jitter operations,
 S = 7 steps (the jitter operations, greyscale, blur, solarisation).
 """
@@ -14,6 +17,7 @@ S = 7 steps (the jitter operations, greyscale, blur, solarisation).
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -23,10 +27,14 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 from typing_extensions import Doc
 
+from unmask.data.batch import unwritten
+
 _BRIGHTNESS, _CONTRAST, _SATURATION, _HUE, _GREY, _BLUR, _SOLARISE, _NONE = range(8)
+_TURNED_HUE = 8  # from here on: hue by whole sixths of a turn (0 to 5), doubled, plus 1 where the rest goes down
+_OPERATIONS = 20
 _GREY_WEIGHTS = (0.2989, 0.587, 0.114)  # red, green, blue; torchvision's rounding of ITU-R 601
 _NEUTRAL = (1.0, 1.0, 1.0, 0.0)  # the factors that change nothing
-_CPU_CHUNK = 4  # samples that stay in a processor's cache from one operation to the next
+_SIGMAS = 5  # where a blur's weights are cut: less than a millionth of them lies beyond
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,107 +137,149 @@ def apply_colour(images_BCHW: Float[Tensor, "B C H W"], parameters: ColourParame
     Returns the input itself when there is nothing to do. Saturation, hue and greyscale need three channels
     and are skipped otherwise (module docstring).
     """
-    operation_BS, value_BS = _plan(parameters, rgb=images_BCHW.shape[1] == 3)
-    if bool((operation_BS == _NONE).all()):
+    plan = ColourPlan.of(parameters, channels=images_BCHW.shape[1])
+    if plan.idle:
         return images_BCHW
-    # On a CPU a few samples at a time stay in cache through all steps; elsewhere few large kernels are
-    # faster.
-    chunk = _CPU_CHUNK if images_BCHW.device.type == "cpu" else len(images_BCHW)
-    output_BCHW = torch.empty_like(images_BCHW, memory_format=torch.contiguous_format)
-    for start in range(0, len(images_BCHW), chunk):
-        part = slice(start, start + chunk)
-        output_BCHW[part] = _apply_steps(
-            images_BCHW[part],
-            operation_BS[part],
-            value_BS[part],
-            blur_radius=parameters.blur_radius,
-            solarise_threshold=parameters.solarise_threshold,
-        )
+    output_BCHW = unwritten(images_BCHW.shape, images_BCHW.dtype, images_BCHW.device)
+    for part in parts(images_BCHW):
+        plan.apply_(output_BCHW[part].copy_(images_BCHW[part]), part)
     return output_BCHW
 
 
-def _plan(parameters: ColourParameters, *, rgb: bool) -> tuple[Int64[Tensor, "B 7"], Float[Tensor, "B 7"]]:
-    """Which operation each sample meets at each step (`_NONE`: nothing happens), and with which value."""
-    order_BJ, factors_BJ = parameters.order_BJ, parameters.factors_BJ
-    idle_BJ = (factors_BJ == torch.tensor(_NEUTRAL)) | ~parameters.jitter_B[:, None]
-    if not rgb:
-        idle_BJ[:, [_SATURATION, _HUE]] = True
-    operations = [order_BJ.masked_fill(idle_BJ.gather(1, order_BJ), _NONE)]
-    for operation, flag_B in (
-        (_GREY, parameters.grey_B & rgb),
-        (_BLUR, parameters.blur_B),
-        (_SOLARISE, parameters.solarise_B),
-    ):
-        operations.append(torch.where(flag_B, operation, _NONE)[:, None])
-    sigma_B1 = parameters.sigma_B[:, None]
-    values = [
-        factors_BJ.gather(1, order_BJ),
-        torch.zeros_like(sigma_B1),
-        sigma_B1,
-        torch.zeros_like(sigma_B1),
-    ]
-    return torch.cat(operations, dim=1), torch.cat(values, dim=1)
+def parts(images_BCHW: Tensor) -> Iterator[slice]:
+    """The samples of a batch in the portions that are best changed at once (module docstring)."""
+    batch = len(images_BCHW)
+    size = 1 if images_BCHW.device.type == "cpu" else max(batch, 1)
+    return (slice(start, start + size) for start in range(0, batch, size))
 
 
-def _apply_steps(
-    images_BCHW: Float[Tensor, "B C H W"],
-    operation_BS: Int64[Tensor, "B 7"],
-    value_BS: Float[Tensor, "B 7"],
-    *,
-    blur_radius: int,
-    solarise_threshold: float,
-) -> Float[Tensor, "B C H W"]:
-    """All steps of some samples, on a copy.
+@dataclass(frozen=True)
+class ColourPlan:
+    """Which operation each sample of a batch meets at each step, and with which value; on the CPU."""
 
-    Before a step the samples are reordered so that those of one operation lie side by side: a group is then a
-    slice, changed in place, which is several times cheaper than gathering and scattering every group.
-    """
-    sample_B = torch.arange(len(images_BCHW))  # which sample each row holds
-    for step in range(operation_BS.shape[1]):
-        operation_B = operation_BS[sample_B, step]
-        if bool((operation_B == _NONE).all()):
-            continue
-        permutation_B = operation_B.argsort(stable=True)
-        sample_B = sample_B[permutation_B]
-        images_BCHW = images_BCHW.index_select(0, permutation_B.to(images_BCHW.device))
-        value_B111 = value_BS[sample_B, step].to(images_BCHW)[:, None, None, None]
-        end = 0
-        for operation, size in enumerate(operation_B.bincount(minlength=_NONE).tolist()[:_NONE]):
-            start, end = end, end + size
-            if size == 0:
-                continue
-            group_GCHW, value_G111 = images_BCHW[start:end], value_B111[start:end]
-            if operation == _BRIGHTNESS:
-                _brightness_(group_GCHW, value_G111)
-            elif operation == _CONTRAST:
-                _contrast_(group_GCHW, value_G111)
-            elif operation == _SATURATION:
-                _saturation_(group_GCHW, value_G111)
-            elif operation == _HUE:
-                _hue_(group_GCHW, value_G111)
-            elif operation == _GREY:
-                group_GCHW.copy_(_grey(group_GCHW))
-            elif operation == _BLUR:
-                group_GCHW.copy_(_blur(group_GCHW, value_G111, blur_radius))
-            else:
-                _solarise_(group_GCHW, solarise_threshold)
-    return images_BCHW.index_select(0, sample_B.argsort().to(images_BCHW.device))
+    operation_BS: Int64[Tensor, "B 7"]
+    value_BS: Float[Tensor, "B 7"]
+    blur_radius: int
+    solarise_threshold: float
+
+    @classmethod
+    def of(cls, parameters: ColourParameters, *, channels: int) -> ColourPlan:
+        """The plan for images with this number of channels."""
+        rgb = channels == 3
+        order_BJ, factors_BJ = parameters.order_BJ, parameters.factors_BJ
+        idle_BJ = (factors_BJ == torch.tensor(_NEUTRAL)) | ~parameters.jitter_B[:, None]
+        if not rgb:
+            idle_BJ[:, [_SATURATION, _HUE]] = True
+        operation_BJ = order_BJ.clone()
+        value_BJ = factors_BJ.gather(1, order_BJ)
+        # Each kind of turn is an operation of its own, with the rest, up to half a sixth, as its value.
+        is_hue_BJ = order_BJ == _HUE
+        sixths_BJ = (value_BJ * 6).round()
+        rest_BJ = value_BJ * 6 - sixths_BJ
+        turned_BJ = _TURNED_HUE + 2 * sixths_BJ.long().remainder(6) + (rest_BJ < 0)
+        operation_BJ = torch.where(is_hue_BJ, turned_BJ, operation_BJ)
+        value_BJ = torch.where(is_hue_BJ, rest_BJ.abs(), value_BJ)
+        operations = [operation_BJ.masked_fill(idle_BJ.gather(1, order_BJ), _NONE)]
+        for operation, flag_B in (
+            (_GREY, parameters.grey_B & rgb),
+            (_BLUR, parameters.blur_B),
+            (_SOLARISE, parameters.solarise_B),
+        ):
+            operations.append(torch.where(flag_B, operation, _NONE)[:, None])
+        sigma_B1 = parameters.sigma_B[:, None]
+        values = [value_BJ, torch.zeros_like(sigma_B1), sigma_B1, torch.zeros_like(sigma_B1)]
+        return cls(
+            torch.cat(operations, dim=1),
+            torch.cat(values, dim=1),
+            parameters.blur_radius,
+            parameters.solarise_threshold,
+        )
+
+    @property
+    def idle(self) -> bool:
+        """Whether no sample meets any operation."""
+        return bool((self.operation_BS == _NONE).all())
+
+    def apply_(self, images_GCHW: Float[Tensor, "G C H W"], part: slice) -> None:
+        """All steps of the samples `part` of the batch, in place; the images are contiguous."""
+        if len(images_GCHW) > 1 or images_GCHW.device.type != "cpu":
+            self._apply_in_groups_(images_GCHW, self.operation_BS[part], self.value_BS[part])
+            return
+        for operation, value in zip(self.operation_BS[part][0].tolist(), self.value_BS[part][0].tolist(), strict=True):
+            if operation != _NONE:
+                self._change_(operation, images_GCHW, value)
+
+    def _apply_in_groups_(
+        self, images_GCHW: Tensor, operation_GS: Int64[Tensor, "G 7"], value_GS: Float[Tensor, "G 7"]
+    ) -> None:
+        """All steps, each by groups of samples with one operation.
+
+        Before a step the samples are reordered so that those of one operation lie side by side: a group is then a
+        slice, changed in place, which is several times cheaper than gathering and scattering every group. All that
+        the device must know goes there in one copy, which is not waited for.
+        """
+        steps = [step for step in range(operation_GS.shape[1]) if bool((operation_GS[:, step] != _NONE).any())]
+        sample_G = torch.arange(len(images_GCHW))  # which sample each row holds
+        moves, values, sizes = [], [], []
+        for step in steps:
+            move_G = operation_GS[sample_G, step].argsort(stable=True)
+            sample_G = sample_G[move_G]
+            moves.append(move_G)
+            values.append(value_GS[sample_G, step])
+            sizes.append(operation_GS[sample_G, step].bincount(minlength=_OPERATIONS).tolist())
+        moves.append(sample_G.argsort())
+        move_SG = torch.stack(moves).to(images_GCHW.device, non_blocking=True)
+        value_SG111 = torch.stack(values).to(images_GCHW, non_blocking=True)[:, :, None, None, None]
+        moved_GCHW = images_GCHW
+        for move_G, value_G111, group_sizes in zip(move_SG[:-1], value_SG111, sizes, strict=True):
+            moved_GCHW = moved_GCHW.index_select(0, move_G)
+            end = 0
+            for operation, size in enumerate(group_sizes):
+                start, end = end, end + size
+                if size and operation != _NONE:
+                    self._change_(operation, moved_GCHW[start:end], value_G111[start:end])
+        torch.index_select(moved_GCHW, 0, move_SG[-1], out=images_GCHW)
+
+    def _change_(self, operation: int, images_GCHW: Tensor, value: Tensor | float) -> None:
+        """One operation on a group, with a value for each sample ([G, 1, 1, 1]) or for all."""
+        if operation == _BRIGHTNESS:
+            images_GCHW.mul_(value).clamp_(max=1)
+        elif operation == _CONTRAST:
+            _contrast_(images_GCHW, value)
+        elif operation == _SATURATION:
+            _blend_(images_GCHW, _grey(images_GCHW), value)
+        elif operation == _GREY:
+            images_GCHW.copy_(_grey(images_GCHW))
+        elif operation == _BLUR:
+            _blur_(images_GCHW, value, self.blur_radius)
+        elif operation == _SOLARISE:
+            # |x - 1| from the threshold on and |x - 0| below.
+            ones_GCHW = torch.ge(images_GCHW, self.solarise_threshold, out=torch.empty_like(images_GCHW))
+            images_GCHW.sub_(ones_GCHW).abs_()
+        else:
+            sixths, down = divmod(operation - _TURNED_HUE, 2)
+            _hue_(images_GCHW, value, sixths, down=bool(down))
 
 
-def _brightness_(images_GCHW: Tensor, factor_G111: Tensor) -> None:
-    images_GCHW.mul_(factor_G111).clamp_(0, 1)
+def _blend_(images_GCHW: Tensor, other: Tensor, factor: Tensor | float) -> None:
+    """The images moved away from, or towards, `other`."""
+    torch.lerp(other, images_GCHW, factor, out=images_GCHW)
+    if not isinstance(factor, float) or factor > 1:  # a mean of two values in [0, 1] lies there, too
+        images_GCHW.clamp_(0, 1)
 
 
-def _contrast_(images_GCHW: Tensor, factor_G111: Tensor) -> None:
+def _contrast_(images_GCHW: Tensor, factor: Tensor | float) -> None:
     mean_GC11 = images_GCHW.mean(dim=(2, 3), keepdim=True)
     # The mean of the grey image is the grey value of the channel means.
-    mean_G111 = _grey(mean_GC11) if images_GCHW.shape[1] == 3 else mean_GC11.mean(dim=1, keepdim=True)
-    images_GCHW.mul_(factor_G111).add_(mean_G111 * (1 - factor_G111)).clamp_(0, 1)
-
-
-def _saturation_(images_GCHW: Tensor, factor_G111: Tensor) -> None:
-    grey_G1HW = _grey(images_GCHW)
-    images_GCHW.mul_(factor_G111).add_(grey_G1HW.mul_(1 - factor_G111)).clamp_(0, 1)
+    weights = _GREY_WEIGHTS if images_GCHW.shape[1] == 3 else [1 / images_GCHW.shape[1]] * images_GCHW.shape[1]
+    if isinstance(factor, float):
+        # Four small operations on tensors would cost as much as the large ones.
+        grey = sum(weight * mean for weight, mean in zip(weights, mean_GC11.flatten().tolist(), strict=True))
+        _blend_(images_GCHW, torch.full((), grey, dtype=images_GCHW.dtype), factor)
+    else:
+        grey_G111 = sum(weight * mean_GC11[:, c : c + 1] for c, weight in enumerate(weights))
+        assert isinstance(grey_G111, Tensor)
+        _blend_(images_GCHW, grey_G111, factor)
 
 
 def _grey(images_GCHW: Tensor) -> Tensor:
@@ -240,48 +290,65 @@ def _grey(images_GCHW: Tensor) -> Tensor:
     return red.mul(red_weight).add_(green, alpha=green_weight).add_(blue, alpha=blue_weight)
 
 
-def _hue_(images_GCHW: Tensor, shift_G111: Tensor) -> None:
-    """Turn the hue by `shift` turns with value and saturation kept.
+def _hue_(images_GCHW: Tensor, rest: Tensor | float, sixths: int, *, down: bool) -> None:
+    """Turn the hue by whole sixths of a turn and by a rest of up to half a sixth, with value and saturation kept.
 
-    A channel of an HSV colour is its smallest value plus its span (largest - smallest) times a trapezoid of
-    the hue, so saturation is never divided out and multiplied in again. Hue is counted in sixths of a turn
-    from red.
+    An RGB colour runs round a hexagon with its hue: at any place one channel is the largest, one the smallest, and
+    one moves from one to the other. Two sixths exchange the channels, three mirror them between largest and smallest.
+    For a rest upwards, red moves by the rest times the span (largest - smallest), up while blue is the largest and
+    down while green is; by less than that just before and after, as far as green still has to go. That is
+    clamp(red - green + clamp(green, smallest + move, largest - move), smallest, largest): of the six cases, none is
+    told apart, and nothing is divided by saturation, which may be 0. The other channels follow in a circle; downwards
+    the circle turns the other way.
     """
-    red, green, blue = images_GCHW.unbind(dim=1)
-    high, low = images_GCHW.amax(dim=1), images_GCHW.amin(dim=1)
-    span = high - low
-    # Choosing with 0/1 weights is several times faster on a CPU than torch.where, which branches per pixel.
-    is_red, is_green = (high - red).eq_(0), (high - green).eq_(0)
-    hue = (red - green).add_(span, alpha=4).lerp_((blue - red).add_(span, alpha=2), is_green)
-    hue = hue.lerp_(green - blue, is_red)
-    # Grey pixels have no hue: 0 / tiny is 0, and their span removes it again.
-    hue.div_(span.clamp_min(torch.finfo(span.dtype).tiny)).add_(shift_G111[:, 0], alpha=6)
-    hue.sub_(hue.div(6).floor_().mul_(6))
-    torch.addcmul(low, span, (hue - 3).abs_().sub_(1).clamp_(0, 1), out=red)
-    torch.addcmul(low, span, (hue - 2).abs_().neg_().add_(2).clamp_(0, 1), out=green)
-    torch.addcmul(low, span, (hue - 4).abs_().neg_().add_(2).clamp_(0, 1), out=blue)
+    high_G1HW, low_G1HW = images_GCHW.amax(dim=1, keepdim=True), images_GCHW.amin(dim=1, keepdim=True)
+    move_G1HW = high_G1HW.sub(low_G1HW).mul_(rest)
+    change_GCHW = torch.clamp(images_GCHW, low_G1HW + move_G1HW, high_G1HW - move_G1HW).sub_(images_GCHW)
+    if down:
+        images_GCHW[:, 1:].add_(change_GCHW[:, :-1])
+        images_GCHW[:, :1].add_(change_GCHW[:, -1:])
+    else:
+        images_GCHW[:, :-1].add_(change_GCHW[:, 1:])
+        images_GCHW[:, -1:].add_(change_GCHW[:, :1])
+    images_GCHW.clamp_(low_G1HW, high_G1HW)
+    if sixths:
+        turned_GCHW = images_GCHW.roll((sixths + 3 * (sixths % 2)) // 2, dims=1)
+        images_GCHW.copy_(high_G1HW + low_G1HW - turned_GCHW if sixths % 2 else turned_GCHW)
 
 
-def _blur(images_GCHW: Tensor, sigma_G111: Tensor, radius: int) -> Tensor:
-    """Gaussian blur, each sample with its own sigma, as two grouped convolutions; edges are mirrored.
+def _blur_(images_GCHW: Tensor, sigma: Tensor | float, radius: int) -> None:
+    """Gaussian blur, each sample with its own sigma, across and then down; edges are mirrored.
 
     Mirroring needs the radius to be smaller than the image, so on tiny images the kernel is cut off there.
     """
     G, C, H, W = images_GCHW.shape
+    if isinstance(sigma, float):
+        radius = min(radius, math.ceil(_SIGMAS * sigma))
+        sigma_G111 = torch.tensor(sigma, dtype=images_GCHW.dtype).view(1, 1, 1, 1)
+    else:
+        sigma_G111 = sigma
     reach_H, reach_W = min(radius, H - 1), min(radius, W - 1)
     padded = F.pad(images_GCHW, (reach_W, reach_W, reach_H, reach_H), mode="reflect")
+    across_GK, down_GK = _gaussian(sigma_G111, reach_W), _gaussian(sigma_G111, reach_H)
+    if isinstance(sigma, float):
+        # A weighted sum of shifted images: thrice as fast as a processor's convolution of three channels.
+        blurred = _weighted_sum([padded[..., k : k + W] for k in range(2 * reach_W + 1)], across_GK[0].tolist())
+        _weighted_sum([blurred[:, :, k : k + H] for k in range(2 * reach_H + 1)], down_GK[0].tolist(), out=images_GCHW)
+        return
     padded = padded.view(1, G * C, H + 2 * reach_H, W + 2 * reach_W)
-    across = _gaussian(sigma_G111, reach_W).repeat_interleave(C, dim=0)[:, None, None, :]
-    down = _gaussian(sigma_G111, reach_H).repeat_interleave(C, dim=0)[:, None, :, None]
-    return F.conv2d(F.conv2d(padded, across, groups=G * C), down, groups=G * C).view(G, C, H, W)
+    across = across_GK.repeat_interleave(C, dim=0)[:, None, None, :]
+    down = down_GK.repeat_interleave(C, dim=0)[:, None, :, None]
+    images_GCHW.copy_(F.conv2d(F.conv2d(padded, across, groups=G * C), down, groups=G * C).view(G, C, H, W))
+
+
+def _weighted_sum(terms: list[Tensor], weights: list[float], out: Tensor | None = None) -> Tensor:
+    total = torch.mul(terms[0], weights[0], out=out)
+    for term, weight in zip(terms[1:], weights[1:], strict=True):
+        total.add_(term, alpha=weight)
+    return total
 
 
 def _gaussian(sigma_G111: Tensor, reach: int) -> Tensor:
     """Normalised Gaussian weights at -reach .. reach pixels: [G, 2 · reach + 1]."""
     offset_K = torch.arange(-reach, reach + 1, dtype=sigma_G111.dtype, device=sigma_G111.device)
     return (offset_K / sigma_G111[:, :, 0, 0]).square_().mul_(-0.5).softmax(dim=1)
-
-
-def _solarise_(images_GCHW: Tensor, threshold: float) -> None:
-    # |1 - x| above the threshold and |0 - x| below.
-    images_GCHW.copy_(images_GCHW.clone().ge_(threshold).sub_(images_GCHW).abs_())

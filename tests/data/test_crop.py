@@ -15,7 +15,7 @@ from torchvision.transforms import CenterCrop, InterpolationMode, RandomResizedC
 
 from unmask.data.batch import CropConfig
 from unmask.data.crop import Stream, center_crop, crop_image, random_box, sample_generator
-from unmask.data.decode import open_image
+from unmask.data.decode import PixelMemory, open_image
 
 
 def blobs(height: int, width: int) -> Image.Image:
@@ -85,6 +85,32 @@ def test_each_seed_epoch_index_and_stream_draws_its_own_numbers() -> None:
     draws = {sample_generator(*key).random() for key in keys}
     assert len(draws) == len(keys)
     assert {sample_generator(*key).random() for key in keys} == draws
+
+
+def test_a_samples_numbers_are_philoxs_of_its_key() -> None:
+    key = np.array([7, 3], dtype=np.uint64)
+    expected = np.random.Generator(np.random.Philox(key=key, counter=[0, 0, 11, Stream.CROP]))
+    assert np.array_equal(sample_generator(7, 3, 11, Stream.CROP).random(9), expected.random(9))
+
+
+def test_crops_do_not_depend_on_the_memory_of_the_image() -> None:
+    memory = PixelMemory()
+    for index in range(6):
+        data = encoded(blobs(150 + 40 * index, 300 - 30 * index), "JPEG")
+        arguments = open_image(data), (CropConfig(height=48, width=40, count=2),)
+        lent, _ = crop_image(*arguments, sample_generator(0, 0, index, Stream.CROP), channels=3, memory=memory)
+        kept = lent[0].clone()
+        own, _ = crop_image(*arguments, sample_generator(0, 0, index, Stream.CROP), channels=3)
+        # The next image may overwrite the memory: nothing of a crop lies there.
+        crop_image(
+            open_image(encoded(blobs(300, 300), "JPEG")),
+            (CropConfig(),),
+            sample_generator(0, 0, 0, Stream.CROP),
+            channels=3,
+            memory=memory,
+        )
+        assert torch.equal(lent[0], kept)
+        assert torch.equal(lent[0], own[0])
 
 
 def test_all_crops_come_with_their_boxes() -> None:

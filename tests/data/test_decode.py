@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import io
+import pickle
 import struct
 import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
-from unmask.data.decode import MAX_PIXELS, DecodeError, decode, open_image, read_size
+from unmask.data.decode import MAX_PIXELS, DecodeError, PixelMemory, decode, open_image, read_size
 
 
 def gradient(height: int = 24, width: int = 40) -> NDArray[np.uint8]:
@@ -198,6 +201,103 @@ def test_resizing_matches_pillow() -> None:
     difference = np.abs(found.permute(1, 2, 0).numpy().astype(int) - expected)
     assert difference.max() <= 2
     assert (difference > 0).mean() < 0.1
+
+
+def photo(height: int = 203, width: int = 301) -> Image.Image:
+    """Noise over smooth colours: every coefficient of a JPEG's blocks is used."""
+    noise = np.random.default_rng(1).integers(0, 60, (height, width, 3))
+    return Image.fromarray((gradient(height, width) * 0.7 + noise).clip(0, 255).astype(np.uint8))
+
+
+JPEGS = {
+    "4:2:0": {"subsampling": "4:2:0"},
+    "4:2:2": {"subsampling": "4:2:2"},
+    "4:4:4": {"subsampling": "4:4:4"},
+    "progressive": {"progressive": True},
+    "restart markers": {"restart_marker_blocks": 7},
+    "kept as RGB": {"keep_rgb": True},
+    "comment": {"comment": b"c" * 3000},
+}
+
+
+def by_pillow(data: bytes, *, reduction: int = 1, channels: int = 3) -> NDArray[np.uint8]:
+    image = Image.open(io.BytesIO(data))
+    mode = "RGB" if channels == 3 else "L"
+    image.draft(mode, (image.width // reduction, image.height // reduction))
+    return np.asarray(image.convert(mode)).reshape(image.height, image.width, channels)
+
+
+@pytest.mark.parametrize("kind", JPEGS)
+@pytest.mark.parametrize("reduction", [1, 2, 4])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_jpegs_have_pillows_pixels_to_the_last_bit(kind: str, reduction: int, channels: int) -> None:
+    data = encoded(photo(290, 420), "JPEG", quality=91, **JPEGS[kind])
+    decoded = decode(data, min_size=(290 // reduction, 1), channels=channels)
+    assert decoded.reduction == reduction
+    assert np.array_equal(decoded.pixels_HWC, by_pillow(data, reduction=reduction, channels=channels))
+
+
+def test_grey_jpegs_serve_either_number_of_channels() -> None:
+    data = encoded(photo().convert("L"), "JPEG")
+    for channels in (1, 3):
+        assert np.array_equal(pixels(data, channels=channels), by_pillow(data, channels=channels))
+
+
+@pytest.mark.parametrize("kind", JPEGS)
+@given(last_row=st.integers(1, 290), reduction=st.sampled_from([1, 2, 4]), channels=st.sampled_from([1, 3]))
+@settings(max_examples=20, deadline=None)
+def test_rows_needed_are_the_same_when_the_rest_is_left_out(
+    kind: str, last_row: int, reduction: int, channels: int
+) -> None:
+    opened = open_image(encoded(photo(290, 200), "JPEG", quality=91, **JPEGS[kind]))
+    least = (290 // reduction, 1)
+    full = opened.decode(min_size=least, channels=channels).pixels_HWC
+    part = opened.decode(min_size=least, channels=channels, last_row=last_row).pixels_HWC
+    needed = -(-last_row // reduction)
+    assert needed <= part.shape[0] <= full.shape[0]
+    assert np.array_equal(part[:needed], full[:needed])
+
+
+def test_rows_that_nobody_needs_are_not_decoded() -> None:
+    opened = open_image(encoded(photo(400, 200), "JPEG"))
+    assert opened.decode(min_size=None, channels=3, last_row=150).pixels_HWC.shape == (160, 200, 3)
+
+
+def test_rows_left_out_do_not_hide_that_a_file_is_truncated() -> None:
+    data = encoded(photo(400, 200), "JPEG")
+    opened = open_image(data[:-300])
+    with pytest.raises(DecodeError, match="it cannot be decoded"):
+        opened.decode(min_size=None, channels=3, last_row=100)
+
+
+def test_pixels_lie_in_memory_that_is_lent_again() -> None:
+    data, memory = encoded(photo(), "JPEG"), PixelMemory()
+    opened = open_image(data)
+    with memory.lent(opened.bytes_needed(3)) as first:
+        inside = opened.decode(min_size=None, channels=3, memory=first).pixels_HWC
+        assert np.shares_memory(inside, first)
+        assert np.array_equal(inside, by_pillow(data))
+        with memory.lent(10) as meanwhile:
+            assert not np.shares_memory(first, meanwhile)
+    with memory.lent(10) as again:
+        assert len(again) >= 10
+    small = np.empty(100, np.uint8)
+    assert not np.shares_memory(opened.decode(min_size=None, channels=3, memory=small).pixels_HWC, small)
+
+
+def test_memory_of_huge_images_is_given_back() -> None:
+    memory = PixelMemory()
+    with memory.lent(1 << 26) as huge:
+        assert len(huge) == 1 << 26
+    with memory.lent(1) as next_one:
+        assert len(next_one) == 1
+
+
+def test_memory_is_sent_to_other_processes_empty() -> None:
+    memory = PixelMemory()
+    with memory.lent(1 << 20):
+        pass
+    assert len(pickle.dumps(memory)) < 200
 
 
 @pytest.mark.parametrize("present", [1, 3])

@@ -5,13 +5,28 @@ Shape legend: B samples, V crops of one image, C channels, H x W pixels.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 from typing_extensions import Doc
+
+_TYPES = {torch.uint8: np.uint8, torch.float32: np.float32, torch.float64: np.float64}
+
+
+def unwritten(shape: Sequence[int], dtype: torch.dtype, device: torch.device | str = "cpu") -> Tensor:
+    """A tensor for a batch, with whatever its memory holds.
+
+    On a CPU NumPy takes the memory, because it asks Linux for large pages: writing to fresh small ones costs several
+    times as much as what is written.
+    """
+    if torch.device(device).type != "cpu" or dtype not in _TYPES:
+        return torch.empty(*shape, dtype=dtype, device=device)
+    return torch.from_numpy(np.empty(tuple(shape), dtype=_TYPES[dtype]))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,14 +9,17 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from enum import IntEnum
+from typing import Any, cast
 
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
+from numpy.random.bit_generator import ISeedSequence
+from numpy.typing import DTypeLike, NDArray
 from torch import Tensor
 
 from unmask.data.batch import CropConfig
-from unmask.data.decode import OpenImage
+from unmask.data.decode import OpenImage, PixelMemory
 
 Box = tuple[int, int, int, int]
 
@@ -40,8 +43,18 @@ def sample_generator(seed: int, epoch: int, index: int, stream: Stream) -> np.ra
     Philox needs no mixing of its key, and parts of the counter that drawing never reaches keep the streams
     apart.
     """
-    key = np.array([seed & _MASK_64, epoch], dtype=np.uint64)
-    return np.random.Generator(np.random.Philox(key=key, counter=[0, 0, index, stream]))
+    return np.random.Generator(np.random.Philox(cast(Any, _Key(seed, epoch)), counter=(0, 0, index, stream)))
+
+
+class _Key(ISeedSequence):
+    """The key of a Philox generator. Given by the argument `key`, NumPy would ask the system for entropy first."""
+
+    def __init__(self, seed: int, epoch: int) -> None:
+        self._key = np.array([seed & _MASK_64, epoch], dtype=np.uint64)
+
+    def generate_state(self, n_words: int, dtype: DTypeLike = np.uint32) -> NDArray[np.uint64]:
+        assert n_words == 2
+        return self._key
 
 
 def random_box(generator: np.random.Generator, height: int, width: int, crop: CropConfig) -> Box:
@@ -52,8 +65,8 @@ def random_box(generator: np.random.Generator, height: int, width: int, crop: Cr
     """
     low, high = math.log(crop.ratio[0]), math.log(crop.ratio[1])
     for _ in range(_TRIES):
-        area = height * width * generator.uniform(*crop.scale)
-        ratio = math.exp(generator.uniform(low, high))
+        area = height * width * (crop.scale[0] + (crop.scale[1] - crop.scale[0]) * generator.random())
+        ratio = math.exp(low + (high - low) * generator.random())
         box_width, box_height = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
         if 0 < box_width <= width and 0 < box_height <= height:
             top = int(generator.integers(height - box_height + 1))
@@ -70,32 +83,40 @@ def random_box(generator: np.random.Generator, height: int, width: int, crop: Cr
 
 
 def crop_image(
-    opened: OpenImage, crops: Sequence[CropConfig], generator: np.random.Generator, *, channels: int
+    opened: OpenImage,
+    crops: Sequence[CropConfig],
+    generator: np.random.Generator,
+    *,
+    channels: int,
+    memory: PixelMemory | None = None,
 ) -> tuple[tuple[UInt8[Tensor, "_ C _ _"], ...], tuple[Float[Tensor, "_ 6"], ...]]:
     """All random crops of all groups, cut from one decoding, with their boxes as `Batch.boxes` has them.
 
-    Raises DecodeError when the pixels cannot be decoded.
+    `memory` is for the image, not for the crops. Raises DecodeError when the pixels cannot be decoded.
     """
     boxes = [[random_box(generator, opened.height, opened.width, crop) for _ in range(crop.count)] for crop in crops]
-    decoded = opened.decode(min_size=_needed_size(opened, crops, boxes), channels=channels)
-    pixels = tuple(
-        torch.stack([decoded.resized(box, crop.height, crop.width) for box in group])
-        for crop, group in zip(crops, boxes, strict=True)
-    )
+    pixels = _cut(opened, crops, boxes, channels, memory or PixelMemory())
     placed = tuple(
-        torch.tensor([(*box, opened.height, opened.width) for box in group], dtype=torch.float32) for group in boxes
+        torch.from_numpy(np.array([(*box, opened.height, opened.width) for box in group], dtype=np.float32))
+        for group in boxes
     )
     return pixels, placed
 
 
 def center_crop(
-    opened: OpenImage, height: int, width: int, *, channels: int, crop_ratio: float | None = None
+    opened: OpenImage,
+    height: int,
+    width: int,
+    *,
+    channels: int,
+    crop_ratio: float | None = None,
+    memory: PixelMemory | None = None,
 ) -> UInt8[Tensor, "C H W"]:
     """The usual evaluation crop: the middle of the image, `crop_ratio` of it as far as the shape allows.
 
     That is a resize of the shorter side to 1 / `crop_ratio` of the crop's and a central crop, as one cut and one
     resize; its place is within a pixel of torchvision's. None is 224 / 256, and 1 for crops up to 64 pixels, which
-    lose no margin. Raises DecodeError.
+    lose no margin. `memory` is for the image, not for the crop. Raises DecodeError.
     """
     if crop_ratio is None:
         crop_ratio = 1.0 if max(height, width) <= 64 else 224 / 256
@@ -104,8 +125,24 @@ def center_crop(
     box_height, box_width = max(round(height * scale), 1), max(round(width * scale), 1)
     box = (opened.height - box_height) // 2, (opened.width - box_width) // 2, box_height, box_width
     crop = CropConfig(height=height, width=width)
-    decoded = opened.decode(min_size=_needed_size(opened, (crop,), [[box]]), channels=channels)
-    return decoded.resized(box, height, width).contiguous()
+    return _cut(opened, (crop,), [[box]], channels, memory or PixelMemory())[0][0]
+
+
+def _cut(
+    opened: OpenImage, crops: Sequence[CropConfig], boxes: list[list[Box]], channels: int, memory: PixelMemory
+) -> tuple[UInt8[Tensor, "_ C _ _"], ...]:
+    """The pixels of the boxes of all groups, from one decoding of no more than they need."""
+    with memory.lent(opened.bytes_needed(channels)) as pixel_memory:
+        decoded = opened.decode(
+            min_size=_needed_size(opened, crops, boxes),
+            channels=channels,
+            last_row=max(box[0] + box[2] for group in boxes for box in group),
+            memory=pixel_memory,
+        )
+        return tuple(
+            torch.stack([decoded.resized(box, crop.height, crop.width) for box in group])
+            for crop, group in zip(crops, boxes, strict=True)
+        )
 
 
 def _needed_size(opened: OpenImage, crops: Sequence[CropConfig], boxes: list[list[Box]]) -> tuple[int, int]:

@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 
 from unmask.data.batch import CropConfig
 from unmask.data.crop import Stream, center_crop, crop_image, sample_generator
-from unmask.data.decode import DecodeError, open_image
+from unmask.data.decode import DecodeError, PixelMemory, open_image
 from unmask.data.sources import Source
 
 T = TypeVar("T")
@@ -113,6 +113,7 @@ class CropDataset(Dataset[Sample]):
         self.crops = crops
         self.channels = channels
         self.seed = seed
+        self._memory = PixelMemory()
 
     def __len__(self) -> int:
         return len(self.source)
@@ -124,7 +125,7 @@ class CropDataset(Dataset[Sample]):
             opened = open_image(self.source.read(candidate))
             # The crop is the sample's own: a replacement must not repeat a crop of this epoch.
             generator = sample_generator(self.seed, epoch, index, Stream.CROP)
-            crops, boxes = crop_image(opened, self.crops, generator, channels=self.channels)
+            crops, boxes = crop_image(opened, self.crops, generator, channels=self.channels, memory=self._memory)
             if self.retouch is not None:
                 touch = sample_generator(self.seed, epoch, index, Stream.RETOUCH)
                 crops = tuple(torch.stack([self.retouch(crop, touch) for crop in group]) for group in crops)
@@ -157,6 +158,7 @@ class CenterCropDataset(Dataset[Sample]):
         self.height = height
         self.width = width
         self.channels = channels
+        self._memory = PixelMemory()
 
     def __len__(self) -> int:
         return len(self.source)
@@ -164,7 +166,14 @@ class CenterCropDataset(Dataset[Sample]):
     def __getitem__(self, index: int) -> Sample:
         try:
             opened = open_image(self.source.read(index))
-            image_CHW = center_crop(opened, self.height, self.width, channels=self.channels, crop_ratio=self.crop_ratio)
+            image_CHW = center_crop(
+                opened,
+                self.height,
+                self.width,
+                channels=self.channels,
+                crop_ratio=self.crop_ratio,
+                memory=self._memory,
+            )
         except (OSError, DecodeError) as error:
             return Sample((), (), index, (BadFile.of(self.source, index, error),))
         if self.retouch is not None:

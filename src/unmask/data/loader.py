@@ -21,7 +21,7 @@ from jaxtyping import Int64, UInt8
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from unmask.data.batch import Batch, CropConfig
+from unmask.data.batch import Batch, CropConfig, unwritten
 from unmask.data.crop import Stream, sample_generator
 from unmask.data.dataset import BadFile, CenterCropDataset, CropDataset, Retouch, Sample
 from unmask.data.sources import Source, captions_of
@@ -211,7 +211,7 @@ class CropLoader:
         self._captions = captions_of(source) if captions else None
         self._loader: StepLoader[Sample, Batch] = StepLoader(
             CropDataset(source, crops, channels=channels, seed=seed, retouch=retouch),
-            _batch,
+            collate_samples,
             name=source.name,
             size=len(source),
             batch_size=batch_size,
@@ -370,15 +370,22 @@ class _CollateWhole(Generic[ItemT, BatchT]):
 def _collate_readable(samples: list[Sample]) -> _Loaded[Batch]:
     """A batch of those samples that are not empty, None when all are."""
     readable = [sample for sample in samples if not sample.empty]
-    return _Loaded(_batch(readable) if readable else None, tuple(bad for sample in samples for bad in sample.bad))
+    return _Loaded(
+        collate_samples(readable) if readable else None, tuple(bad for sample in samples for bad in sample.bad)
+    )
 
 
-def _batch(samples: list[Sample]) -> Batch:
+def collate_samples(samples: list[Sample]) -> Batch:
+    """One batch of samples none of which is empty."""
     return Batch(
-        crops=tuple(torch.stack(group) for group in zip(*(sample.crops for sample in samples), strict=True)),
+        crops=tuple(_stacked(group) for group in zip(*(sample.crops for sample in samples), strict=True)),
         boxes=tuple(torch.stack(group) for group in zip(*(sample.boxes for sample in samples), strict=True)),
         indices=torch.tensor([sample.index for sample in samples], dtype=torch.int64),
     )
+
+
+def _stacked(crops: tuple[Tensor, ...]) -> Tensor:
+    return torch.stack(crops, out=unwritten((len(crops), *crops[0].shape), crops[0].dtype))
 
 
 def watched(batches: Iterator[_Loaded[BatchT]]) -> Iterator[_Loaded[BatchT]]:
