@@ -52,7 +52,9 @@ def test_a_table_is_a_sorted_list(paths: list[bytes]) -> None:
     assert table[1:] == sorted(paths)[1:]
     folders = {path[: path.index(b"/") + 1] for path in paths if b"/" in path}
     for folder in folders:
-        assert [table[i] for i in table.prefixed(folder)] == sorted(p for p in paths if p.startswith(folder))
+        inside = table.prefixed(folder)
+        assert [table[i] for i in inside] == sorted(p for p in paths if p.startswith(folder))
+        assert table.end_of(folder, inside.start) == inside.stop
 
 
 def test_images_are_found_at_any_depth_by_any_extension(tmp_path: Path) -> None:

@@ -6,11 +6,14 @@ import gzip
 import struct
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from unmask.data.decode import decode
+from unmask.data.layout import arrange
+from unmask.data.paths import PathTable
 from unmask.data.sources import ArraySource, Source, labelled, open_source
 
 
@@ -75,6 +78,29 @@ def test_every_class_is_on_both_sides_of_a_hashed_split(tmp_path: Path) -> None:
     assert train.labels is not None
     assert test.labels is not None
     assert sorted(train.labels) == sorted(test.labels) == list(range(30))
+
+
+class _CountingTable(PathTable):
+    """How many paths were read one by one."""
+
+    reads = 0
+
+    def __getitem__(self, index: Any) -> Any:
+        type(self).reads += 1
+        return super().__getitem__(index)
+
+
+@pytest.mark.parametrize("images", [1000, 4000])
+def test_the_cost_of_many_small_classes_grows_with_their_number_only(images: int) -> None:
+    paths = _CountingTable.of(b"%05d/%d.jpg" % divmod(number, 2) for number in range(images))
+    _CountingTable.reads = 0
+    halves = [arrange(paths, split) for split in ("train", "test")]
+    assert _CountingTable.reads < 2 * (6 * images / 2 + 500)
+    for half in halves:
+        # One image of each class of two is on either side.
+        assert half.labels is not None
+        assert half.labels.tolist() == list(range(images // 2))
+        assert (half.indices // 2).tolist() == list(range(images // 2))
 
 
 def test_a_subset_keeps_labels(photo_folder: Path) -> None:

@@ -14,6 +14,7 @@ import time
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -81,9 +82,12 @@ def _scan(root: Path) -> tuple[PathTable, PathTable, NDArray[np.int64]]:
     level = [_Folder(relative=b"", ancestors=frozenset())]
     with ThreadPoolExecutor(_THREADS) as threads:
         while level:
-            listings = list(threads.map(lambda folder: _list(top, folder), level))
+            # Several folders a task: handing one over costs as much as listing it.
+            size = max(1, len(level) // (4 * _THREADS))
+            tasks = [level[start : start + size] for start in range(0, len(level), size)]
+            listings = list(threads.map(lambda folders: [_list(top, folder) for folder in folders], tasks))
             level = []
-            for listing in listings:
+            for listing in chain.from_iterable(listings):
                 if listing is None:
                     continue
                 files.extend(listing.files)

@@ -56,19 +56,28 @@ def hashed_test_mask(names: list[bytes], labels: NDArray[np.int64] | None) -> ND
     Every class (or the whole, when unlabelled) of two images or more gets at least one image on each side;
     only then may a name's side depend on other names.
     """
-    digests = (hashlib.blake2b(name, digest_size=8).digest() for name in names)
-    hashes = np.fromiter((int.from_bytes(digest, "big") for digest in digests), dtype=np.uint64, count=len(names))
+    # Joined first: a million digests become numbers at once.
+    digests = b"".join([hashlib.blake2b(name, digest_size=8).digest() for name in names])
+    hashes = np.frombuffer(digests, dtype=">u8").astype(np.uint64)
     hidden = hashes < np.uint64(int(TEST_SHARE * 2**64))
     groups = np.zeros(len(names), dtype=np.int64) if labels is None else labels
     counts = np.bincount(groups)
     hidden_counts = np.bincount(groups[hidden], minlength=len(counts))
-    for group in np.flatnonzero((counts >= 2) & (hidden_counts == 0)):
-        members = np.flatnonzero(groups == group)
-        hidden[members[np.argmin(hashes[members])]] = True
-    for group in np.flatnonzero((counts >= 2) & (hidden_counts == counts)):
-        members = np.flatnonzero(groups == group)
-        hidden[members[np.argmax(hashes[members])]] = False
+    hidden[_lowest(hashes, groups, np.flatnonzero((counts >= 2) & (hidden_counts == 0)), counts)] = True
+    hidden[_lowest(~hashes, groups, np.flatnonzero((counts >= 2) & (hidden_counts == counts)), counts)] = False
     return hidden
+
+
+def _lowest(
+    hashes: NDArray[np.uint64], groups: NDArray[np.int64], wanted: NDArray[np.int64], counts: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """Position of the lowest hash of each wanted group, the first of equal ones.
+
+    One sort for all groups, for there may be half as many as images.
+    """
+    if not len(wanted):
+        return wanted
+    return np.lexsort((hashes, groups))[(np.cumsum(counts) - counts)[wanted]]
 
 
 def _split_folder(paths: PathTable, names: Sequence[str]) -> bytes | None:
@@ -94,7 +103,7 @@ def _classes(paths: PathTable, inside: range, skip: int) -> tuple[NDArray[np.int
         name, slash, _ = path[skip:].partition(b"/")
         if not slash:
             return None, None
-        end = paths.prefixed(path[:skip] + name + b"/").stop
+        end = paths.end_of(path[:skip] + name + b"/", position)
         runs[name] = slice(position - inside.start, end - inside.start)
         position = end
     if not runs:

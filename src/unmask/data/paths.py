@@ -56,3 +56,15 @@ class PathTable(Sequence[bytes]):
         start = bisect.bisect_left(self, prefix)
         # "0" is the byte after "/", so this is the first path behind the folder's last one.
         return range(start, bisect.bisect_left(self, prefix[:-1] + b"0", lo=start))
+
+    def end_of(self, prefix: bytes, first: int) -> int:
+        """Position behind the last path below the folder `prefix`, of which `first` is the first one.
+
+        In steps that double: what it costs grows with the folder, not with the table, for there may be as many folders
+        as images.
+        """
+        behind = prefix[:-1] + b"0"
+        low, step = first, 1
+        while low + step < len(self) and self[low + step] < behind:
+            low, step = low + step, 2 * step
+        return bisect.bisect_left(self, behind, lo=low, hi=min(low + step, len(self)))
