@@ -12,28 +12,39 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from unmask.objectives.chunks import by_rows
+
 
 def patch_infonce(
     online_BND: Float[Tensor, "B N D"],
     target_BND: Float[Tensor, "B N D"],
     mask_BN: Bool[Tensor, "B N"],
     temperature: float,
+    *,
+    hidden: int | None = None,
 ) -> Float[Tensor, ""]:
     """InfoNCE between patches of one image (ConMIM, equation 5).
 
     Queries are the hidden patches of `online_BND`; keys are all N patches of the same image in `target_BND`, hidden and
     visible; the key of a query lies at its own position. Cosine similarity by `temperature`, mean over all hidden
     patches of the batch. No other image takes part. Chance level is ln N. Logits of visible queries are never computed.
+    `hidden` is the number of hidden patches where every sample hides as many and the caller knows it: it is trusted,
+    and the device is not waited for.
     """
-    counts_B = mask_BN.sum(dim=1)
-    most = int(counts_B.max())
+    most = int(mask_BN.sum(dim=1).max()) if hidden is None else hidden
     # Hidden positions first; samples that hide fewer are padded with visible positions, whose terms are left out below.
     positions_BM = mask_BN.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :most]
     queries_BMD = online_BND.gather(1, positions_BM[..., None].expand(-1, -1, online_BND.shape[-1]))
-    logits_BMN = F.normalize(queries_BMD, dim=-1) @ F.normalize(target_BND, dim=-1).transpose(1, 2) / temperature
     hidden_BM = mask_BN.gather(1, positions_BM)
     labels_BM = positions_BM.masked_fill(~hidden_BM, -100)
-    return F.cross_entropy(logits_BMN.flatten(0, 1), labels_BM.flatten(), ignore_index=-100)
+
+    def entropies(queries_BMD: Tensor, keys_BND: Tensor, labels_BM: Tensor) -> Tensor:
+        logits_BMN = queries_BMD @ keys_BND.transpose(1, 2) / temperature
+        flat = F.cross_entropy(logits_BMN.flatten(0, 1), labels_BM.flatten(), ignore_index=-100, reduction="none")
+        return flat.unflatten(0, labels_BM.shape)
+
+    rows = F.normalize(queries_BMD, dim=-1), F.normalize(target_BND, dim=-1), labels_BM
+    return by_rows(entropies, *rows, width=most * mask_BN.shape[1]).sum() / hidden_BM.sum()
 
 
 def gather_without_gradient(features_BD: Float[Tensor, "B D"]) -> tuple[Float[Tensor, "G D"], int]:
@@ -56,9 +67,12 @@ def batch_infonce(
     Cosine similarity by `temperature`; one direction; the targets take no gradient. Chance level is ln G.
     """
     keys_GD, offset = gather_without_gradient(F.normalize(target_BD, dim=-1))
-    logits_BG = F.normalize(online_BD, dim=-1) @ keys_GD.T / temperature
     labels_B = torch.arange(online_BD.shape[0], device=online_BD.device) + offset
-    return F.cross_entropy(logits_BG, labels_B)
+
+    def entropies(queries_BD: Tensor, labels_B: Tensor) -> Tensor:
+        return F.cross_entropy(queries_BD @ keys_GD.T / temperature, labels_B, reduction="none")
+
+    return by_rows(entropies, F.normalize(online_BD, dim=-1), labels_B, width=len(keys_GD)).mean()
 
 
 def ntxent(first_BD: Float[Tensor, "B D"], second_BD: Float[Tensor, "B D"], temperature: float) -> Float[Tensor, ""]:
@@ -69,9 +83,13 @@ def ntxent(first_BD: Float[Tensor, "B D"], second_BD: Float[Tensor, "B D"], temp
     Chance level is ln(2B - 1), so a batch of one image gives 0.
     """
     features_QD = F.normalize(torch.cat([first_BD, second_BD]), dim=-1)
-    logits_QQ = (features_QD @ features_QD.T / temperature).fill_diagonal_(-torch.inf)
-    labels_Q = torch.arange(len(features_QD), device=features_QD.device).roll(len(first_BD))
-    return F.cross_entropy(logits_QQ, labels_Q)
+    own_Q = torch.arange(len(features_QD), device=features_QD.device)
+
+    def entropies(queries_BD: Tensor, own_B: Tensor, labels_B: Tensor) -> Tensor:
+        logits_BQ = (queries_BD @ features_QD.T / temperature).scatter_(1, own_B[:, None], -torch.inf)
+        return F.cross_entropy(logits_BQ, labels_B, reduction="none")
+
+    return by_rows(entropies, features_QD, own_Q, own_Q.roll(len(first_BD)), width=len(features_QD)).mean()
 
 
 def queue_infonce(
@@ -88,9 +106,12 @@ def queue_infonce(
     """
     online_BD = F.normalize(online_BD, dim=-1)
     targets_KBD = F.normalize(targets_KBD.detach(), dim=-1)
-    negative_BQ = online_BD @ queue_DQ / temperature
-    # Under autocast the product comes in half precision, which a sum of thousands of terms must not.
-    exact = torch.promote_types(negative_BQ.dtype, torch.float32)
+    # Under autocast the products come in half precision, which a sum of thousands of terms must not.
+    exact = torch.promote_types(online_BD.dtype, torch.float32)
+
+    def summed(queries_BD: Tensor) -> Tensor:
+        return (queries_BD @ queue_DQ / temperature).to(exact).logsumexp(dim=1)
+
     positive_KB = (online_BD * targets_KBD).sum(dim=-1).to(exact) / temperature
-    negatives_B = negative_BQ.to(exact).logsumexp(dim=1)
+    negatives_B = by_rows(summed, online_BD, width=queue_DQ.shape[1])
     return (torch.logaddexp(positive_KB, negatives_B) - positive_KB).mean(dim=1)
