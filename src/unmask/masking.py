@@ -2,8 +2,8 @@
 
 A mask covers the patches only (never a class token), row by row from the top left; True = hidden.
 
-Shape legend: B samples, N = rows x columns patches, V visible patches of a sample, K proposals or masks, H x W the
-patch grid, U units (squares of patches that are hidden together).
+Shape legend: B samples, N = rows x columns patches, V visible and M hidden patches of a sample, K proposals or masks,
+H x W the patch grid, U units (squares of patches that are hidden together).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal, TypeAlias
 
 import torch
-from jaxtyping import Bool, Int64
+from jaxtyping import Bool, Int64, Shaped
 from torch import Tensor
 from typing_extensions import Doc
 
@@ -306,15 +306,38 @@ def visible_indices(mask_BN: Mask, *, hidden: int | None = None) -> Int64[Tensor
     trusted and the device is not waited for. Raises ValueError when samples hide different numbers of
     patches.
     """
-    if hidden is None:
-        fewest, most = (int(bound) for bound in torch.stack(mask_BN.sum(dim=1).aminmax()).tolist())
-        if fewest != most:
-            raise ValueError(
-                f"all samples of a batch must hide equally many patches to drop them, got {fewest} to {most}"
-            )
-        hidden = most
-    visible = mask_BN.shape[1] - hidden
+    visible = mask_BN.shape[1] - _count(mask_BN, hidden)
     return mask_BN.to(torch.uint8).argsort(dim=1, stable=True)[:, :visible]
+
+
+def hidden_indices(mask_BN: Mask, *, hidden: int | None = None) -> Int64[Tensor, "B M"]:
+    """The hidden patches of every sample, in ascending order; otherwise as `visible_indices`."""
+    return mask_BN.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, : _count(mask_BN, hidden)]
+
+
+def take_hidden(
+    values_BN: Shaped[Tensor, "B N ..."], mask_BN: Mask, *, hidden: int | None = None
+) -> Shaped[Tensor, "_ ..."]:
+    """The values of all hidden patches, sample by sample: `values_BN[mask_BN]`.
+
+    That expression waits for the device, to learn how many there are. Where every sample hides `hidden` patches
+    (`masked_count`; trusted) this does not.
+    """
+    if hidden is None:
+        return values_BN[mask_BN]
+    places_BM = hidden_indices(mask_BN, hidden=hidden)
+    first_B1 = mask_BN.shape[1] * torch.arange(len(mask_BN), device=mask_BN.device)[:, None]
+    return values_BN.flatten(0, 1).index_select(0, (places_BM + first_B1).flatten())
+
+
+def _count(mask_BN: Mask, hidden: int | None) -> int:
+    """How many patches every sample hides: what the caller knows, else what the device says."""
+    if hidden is not None:
+        return hidden
+    fewest, most = (int(bound) for bound in torch.stack(mask_BN.sum(dim=1).aminmax()).tolist())
+    if fewest != most:
+        raise ValueError(f"all samples of a batch must hide equally many patches to drop them, got {fewest} to {most}")
+    return most
 
 
 def _union_of_boxes(

@@ -16,7 +16,7 @@ from typing_extensions import Doc, TypeVar
 from unmask.colour import ColourConfig
 from unmask.data.batch import Batch, CropConfig
 from unmask.data.sources import Source
-from unmask.masking import MaskConfig, sample_mask
+from unmask.masking import MaskConfig, masked_count, sample_mask
 from unmask.models.encoder import Encoder
 from unmask.models.encoder_config import EncoderConfig
 from unmask.optimisation import OptimizerConfig
@@ -190,7 +190,7 @@ def shared_views(
         images_BCHW, colour=colour, online_colour=online_colour, mean=config.mean, std=config.std, generator=host
     )
     mask_BN = sample_mask(config.mask, len(images_BCHW), encoder.grid, generator=device, device=images_BCHW.device)
-    return Views(online=online, target=target, mask_BN=mask_BN)
+    return Views(online=online, target=target, mask_BN=mask_BN, hidden=masked_count(config.mask, encoder.grid))
 
 
 def check_mask(mask_BN: Bool[Tensor, "B N"] | None) -> Bool[Tensor, "B N"]:

@@ -34,7 +34,7 @@ from typing_extensions import Doc
 
 from unmask.colour import ColourConfig
 from unmask.data.batch import Batch, CropConfig
-from unmask.masking import Mask, MaskConfig, sample_mask
+from unmask.masking import Mask, MaskConfig, masked_count, sample_mask, take_hidden
 from unmask.methods.base import (
     Inspection,
     MaskedMethodConfig,
@@ -160,6 +160,7 @@ class CAN(Method[NoisyViews]):
             target=clean.target,
             mask_BN=mask_BN,
             target_mask_BN=target_mask_BN,
+            hidden=masked_count(self.config.mask, self.encoder.grid),
             level_T=self.config.noise * torch.rand(views, generator=generator, device=device),
             unit_TCHW=torch.randn(pair_TCHW.shape, generator=generator, device=device),
         )
@@ -171,14 +172,19 @@ class CAN(Method[NoisyViews]):
         noise_TCHW = views.level_T[:, None, None, None] * views.unit_TCHW
         noisy_TCHW = images_TCHW + noise_TCHW
 
-        visible_TLD = self.encoder(noisy_TCHW, drop_BN=mask_TN)
+        visible_TLD = self.encoder(noisy_TCHW, drop_BN=mask_TN, hidden=views.hidden)
         first, second = self.projector(visible_TLD.mean(dim=1)).chunk(2)
         prediction_TNK = self._predict(visible_TLD, views.level_T, mask_TN)
-        pixels = patchify(images_TCHW if config.clean_target else noisy_TCHW, patch)[mask_TN]
+        seen = None if views.hidden is None else mask_TN.shape[1] - views.hidden
+        target_TNK = patchify(images_TCHW if config.clean_target else noisy_TCHW, patch)
+        pixels = take_hidden(target_TNK, mask_TN, hidden=views.hidden)
         if config.norm_pixels:
             pixels = normalise_patches(pixels)
-        reconstruction = mean_squared_error(prediction_TNK[mask_TN], pixels)
-        noise = mean_squared_error(prediction_TNK[~mask_TN], patchify(noise_TCHW, patch)[~mask_TN])
+        reconstruction = mean_squared_error(take_hidden(prediction_TNK, mask_TN, hidden=views.hidden), pixels)
+        noise = mean_squared_error(
+            take_hidden(prediction_TNK, ~mask_TN, hidden=seen),
+            take_hidden(patchify(noise_TCHW, patch), ~mask_TN, hidden=seen),
+        )
         return {
             "reconstruction": config.mae_weight * (1 - config.noise_weight) * reconstruction,
             "noise": config.mae_weight * config.noise_weight * noise,

@@ -30,7 +30,7 @@ from typing_extensions import Doc
 
 from unmask.colour import ColourConfig
 from unmask.data.batch import Batch, CropConfig
-from unmask.masking import MaskConfig, sample_mask
+from unmask.masking import MaskConfig, masked_count, sample_mask, take_hidden
 from unmask.methods.base import (
     Inspection,
     MaskedMethodConfig,
@@ -169,22 +169,23 @@ class CMAE(Method[Views]):
         mask_BN = sample_mask(
             self.config.mask, len(master_BCHW), self.encoder.grid, generator=device, device=master_BCHW.device
         )
-        return Views(online=online, target=target, mask_BN=mask_BN)
+        hidden = masked_count(self.config.mask, self.encoder.grid)
+        return Views(online=online, target=target, mask_BN=mask_BN, hidden=hidden)
 
     def losses(self, views: Views, progress: float = 0.0) -> Losses:
         mask_BN = check_mask(views.mask_BN)
-        visible_BLW = self.encoder(views.online, drop_BN=mask_BN)
+        visible_BLW = self.encoder(views.online, drop_BN=mask_BN, hidden=views.hidden)
         return {
-            "reconstruction": self._reconstruction(visible_BLW, views.online, mask_BN),
+            "reconstruction": self._reconstruction(visible_BLW, views, mask_BN),
             "contrast": self._contrast(visible_BLW, views, mask_BN),
         }
 
-    def _reconstruction(self, visible_BLW: Tensor, images_BCHW: Tensor, mask_BN: Tensor) -> Tensor:
-        decoded_BND = self.pixel_decoder(visible_BLW, mask_BN)
-        target_MK = patchify(images_BCHW, self.encoder.patch)[mask_BN]
+    def _reconstruction(self, visible_BLW: Tensor, views: Views, mask_BN: Tensor) -> Tensor:
+        prediction_MK = self.pixel_decoder.predict(self.pixel_decoder.hidden(visible_BLW, mask_BN).flatten(0, 1))
+        target_MK = take_hidden(patchify(views.online, self.encoder.patch), mask_BN, hidden=views.hidden)
         if self.config.norm_pixels:
             target_MK = normalise_patches(target_MK)
-        return mean_squared_error(self.pixel_decoder.predict(decoded_BND[mask_BN]), target_MK)
+        return mean_squared_error(prediction_MK, target_MK)
 
     def _contrast(self, visible_BLW: Tensor, views: Views, mask_BN: Tensor) -> Tensor:
         # The mean over positions and the last linear layer commute: predict once an image, not once a patch.

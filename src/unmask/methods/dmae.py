@@ -25,7 +25,7 @@ from torch import Tensor
 from typing_extensions import Doc
 
 from unmask.data.batch import Batch, CropConfig
-from unmask.masking import MaskConfig, sample_mask
+from unmask.masking import MaskConfig, masked_count, sample_mask
 from unmask.methods.base import (
     Inspection,
     MaskedMethodConfig,
@@ -124,7 +124,12 @@ class DMAE(Method[NoisyViews]):
         noise_BCHW = torch.randn(clean_BCHW.shape, generator=device, device=clean_BCHW.device)
         # In units of the normalised image.
         sigma_C11 = self.config.sigma / noise_BCHW.new_tensor(std)[:, None, None]
-        return NoisyViews(online=noise_BCHW.mul_(sigma_C11).add_(clean_BCHW), clean=clean_BCHW, mask_BN=mask_BN)
+        return NoisyViews(
+            online=noise_BCHW.mul_(sigma_C11).add_(clean_BCHW),
+            clean=clean_BCHW,
+            mask_BN=mask_BN,
+            hidden=masked_count(self.config.mask, self.encoder.grid),
+        )
 
     def losses(self, views: NoisyViews, progress: float = 0.0) -> Losses:
         target_BNK = patchify(views.clean, self.encoder.patch)
@@ -135,7 +140,8 @@ class DMAE(Method[NoisyViews]):
     def predict(self, views: NoisyViews) -> Tensor:
         """Painted patches [B, N, K]."""
         mask_BN = check_mask(views.mask_BN)
-        return self.decoder.predict(self.decoder(self.encoder(views.online, drop_BN=mask_BN), mask_BN))
+        visible_BLW = self.encoder(views.online, drop_BN=mask_BN, hidden=views.hidden)
+        return self.decoder.predict(self.decoder(visible_BLW, mask_BN))
 
     def update_target(self, progress: float) -> None:
         """There is no target network."""

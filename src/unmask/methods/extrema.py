@@ -35,7 +35,7 @@ from typing_extensions import Doc
 
 from unmask.colour import ColourConfig, apply_colour, sample_colour
 from unmask.data.batch import Batch, CropConfig
-from unmask.masking import disjoint_masks
+from unmask.masking import MaskConfig, disjoint_masks, masked_count
 from unmask.methods.base import (
     Inspection,
     Method,
@@ -163,12 +163,13 @@ class ExtreMA(Method[MultiMaskViews]):
             generator=device,
             device=crop_BCHW.device,
         )
-        return MultiMaskViews(online=online, target=target, masks_BKN=masks_BKN)
+        hidden = masked_count(MaskConfig(ratio=self.config.mask_ratio), self.encoder.grid)
+        return MultiMaskViews(online=online, target=target, masks_BKN=masks_BKN, hidden=hidden)
 
     def losses(self, views: MultiMaskViews, progress: float = 0.0) -> Losses:
         # Mask by mask, as the authors' batch is; the patches of a picture are embedded once for all masks.
         drop_MN = views.masks_BKN.transpose(0, 1).flatten(0, 1)
-        online_MD = _class_feature(self.encoder, self.class_attention, views.online, drop_MN)
+        online_MD = _class_feature(self.encoder, self.class_attention, views.online, drop_MN, views.hidden)
         prediction_ME = self.predictor(self.projector(online_MD))
         with torch.no_grad():
             target_BE = self.target_projector(self.class_feature(second_view(views)))
@@ -195,8 +196,12 @@ class ExtreMA(Method[MultiMaskViews]):
 
 
 def _class_feature(
-    encoder: VitEncoder, attention: ClassAttention, images_BCHW: Tensor, drop_MN: Tensor | None = None
+    encoder: VitEncoder,
+    attention: ClassAttention,
+    images_BCHW: Tensor,
+    drop_MN: Tensor | None = None,
+    hidden: int | None = None,
 ) -> Tensor:
     """Feature [B, D] of images, or [M, D] of what M masks leave of them; the trunk's norm comes after attention."""
-    (tokens_MVD,) = encoder.block_outputs(images_BCHW, (encoder.depth - 1,), drop_BN=drop_MN)
+    (tokens_MVD,) = encoder.block_outputs(images_BCHW, (encoder.depth - 1,), drop_BN=drop_MN, hidden=hidden)
     return encoder.norm(attention(tokens_MVD))[:, 0]

@@ -231,12 +231,12 @@ class M3AE(Method[CaptionedViews]):
         return CaptionedViews(
             online=shared.online,
             mask_BN=shared.mask_BN,
-            text_BT=text_BT.to(device),
-            padding_BT=padding_BT.to(device),
-            hidden_text_BT=hidden_text_BT.to(device),
-            asked_BT=asked_BT.to(device),
+            text_BT=text_BT.to(device, non_blocking=True),
+            padding_BT=padding_BT.to(device, non_blocking=True),
+            hidden_text_BT=hidden_text_BT.to(device, non_blocking=True),
+            asked_BT=asked_BT.to(device, non_blocking=True),
             further_FCHW=shared.online[:0],
-            shown_B=half_rolled(len(shared.online), generator).to(device),
+            shown_B=half_rolled(len(shared.online), generator).to(device, non_blocking=True),
         )
 
     def losses(self, views: CaptionedViews, progress: float = 0.0) -> Losses:

@@ -17,7 +17,7 @@ from torch import Tensor
 from typing_extensions import Doc
 
 from unmask.data.batch import Batch, CropConfig
-from unmask.masking import MaskConfig
+from unmask.masking import MaskConfig, take_hidden
 from unmask.methods.base import (
     Inspection,
     MaskedMethodConfig,
@@ -102,9 +102,9 @@ class MAE(Method[Views]):
 
     def losses(self, views: Views, progress: float = 0.0) -> Losses:
         mask_BN = check_mask(views.mask_BN)
-        decoded_BND = self.decoder(self.encoder(views.online, drop_BN=mask_BN), mask_BN)
-        prediction_MK = self.decoder.predict(decoded_BND[mask_BN])
-        target_MK = patchify(views.online, self.encoder.patch)[mask_BN]
+        visible_BLW = self.encoder(views.online, drop_BN=mask_BN, hidden=views.hidden)
+        prediction_MK = self.decoder.predict(self.decoder.hidden(visible_BLW, mask_BN).flatten(0, 1))
+        target_MK = take_hidden(patchify(views.online, self.encoder.patch), mask_BN, hidden=views.hidden)
         if self.config.norm_pixels:
             target_MK = normalise_patches(target_MK)
         return {"reconstruction": mean_squared_error(prediction_MK, target_MK)}

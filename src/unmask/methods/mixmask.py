@@ -245,7 +245,9 @@ def fill(
 ) -> Float[Tensor, "B C H W"]:
     """The images where the mask keeps them, their partners elsewhere."""
     device = images_BCHW.device
-    return torch.where(kept_HW.to(device), images_BCHW, images_BCHW[partner_B.to(device)])
+    return torch.where(
+        kept_HW.to(device, non_blocking=True), images_BCHW, images_BCHW[partner_B.to(device, non_blocking=True)]
+    )
 
 
 def blend(images_BCHW: Float[Tensor, "B C H W"], share: float) -> Float[Tensor, "B C H W"]:

@@ -34,7 +34,7 @@ from typing_extensions import Doc
 
 from unmask.colour import ColourConfig
 from unmask.data.batch import Batch, CropConfig
-from unmask.masking import MaskConfig, sample_mask
+from unmask.masking import MaskConfig, masked_count, sample_mask
 from unmask.methods.base import (
     Inspection,
     MaskedMethodConfig,
@@ -168,6 +168,7 @@ class MSN(Method[MultiCropViews]):
             online=online,
             target=target,
             mask_BN=mask_1N.expand(len(online), -1),
+            hidden=masked_count(config.mask, self.encoder.grid),
             local=local,
             more=torch.stack(more) if more else None,
         )
@@ -188,7 +189,7 @@ class MSN(Method[MultiCropViews]):
         """Projected class tokens [V, B, E] of the masked crops and then the small ones, one pass for each size."""
         mask_BN = check_mask(views.mask_BN)
         masked = [views.online] if views.more is None else [views.online, *views.more]
-        tokens = self.encoder(torch.cat(masked), drop_BN=mask_BN.repeat(len(masked), 1))
+        tokens = self.encoder(torch.cat(masked), drop_BN=mask_BN.repeat(len(masked), 1), hidden=views.hidden)
         anchors = [self.head(self.encoder.pool(tokens, "class" if self.encoder.has_class_token else "mean"))]
         if views.local is not None:
             anchors.append(self.head(image_feature(self.encoder, views.local.flatten(0, 1))))

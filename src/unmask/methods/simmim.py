@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from typing_extensions import Doc
 
 from unmask.data.batch import Batch, CropConfig
-from unmask.masking import MaskConfig
+from unmask.masking import MaskConfig, take_hidden
 from unmask.methods.base import (
     Inspection,
     MaskedMethodConfig,
@@ -91,9 +91,9 @@ class SimMIM(Method[Views]):
 
     def losses(self, views: Views, progress: float = 0.0) -> Losses:
         mask_BN = check_mask(views.mask_BN)
-        tokens_BND = self.encoder.patches(self.encoder(views.online, replace_BN=mask_BN))
-        prediction_MK = self.decoder(tokens_BND[mask_BN])
-        target_MK = patchify(views.online, self.encoder.patch)[mask_BN]
+        tokens_BND = self.encoder.patches(self.encoder(views.online, replace_BN=mask_BN, hidden=views.hidden))
+        prediction_MK = self.decoder(take_hidden(tokens_BND, mask_BN, hidden=views.hidden))
+        target_MK = take_hidden(patchify(views.online, self.encoder.patch), mask_BN, hidden=views.hidden)
         return {"reconstruction": absolute_error_per_pixel(prediction_MK, target_MK, self.config.encoder.channels)}
 
     def update_target(self, progress: float) -> None:

@@ -34,7 +34,7 @@ from torch import Tensor
 from typing_extensions import Doc
 
 from unmask.data.batch import Batch, CropConfig
-from unmask.masking import disjoint_masks
+from unmask.masking import MaskConfig, disjoint_masks, masked_count, take_hidden
 from unmask.methods.base import (
     Inspection,
     Method,
@@ -144,7 +144,8 @@ class SplitMask(Method[SplitViews]):
         config = self.config
         online, _ = shared_crop_views(crop_BCHW, colour=None, mean=config.mean, std=config.std, generator=host)
         masks_B2N = disjoint_masks(len(online), self.encoder.grid, 0.5, 2, generator=device, device=crop_BCHW.device)
-        return SplitViews(online=online, token_ids_BN=self._tokens(online), masks_B2N=masks_B2N)
+        hidden = masked_count(MaskConfig(ratio=0.5), self.encoder.grid)
+        return SplitViews(online=online, token_ids_BN=self._tokens(online), masks_B2N=masks_B2N, hidden=hidden)
 
     def _tokens(self, images_BCHW: Tensor) -> Tensor:
         """The visual word [B, N] of every patch of normalised images."""
@@ -156,11 +157,13 @@ class SplitMask(Method[SplitViews]):
     def losses(self, views: SplitViews, progress: float = 0.0) -> Losses:
         # First halves of all images, then second halves: one pass for both.
         masks_TN = views.masks_B2N.transpose(0, 1).flatten(0, 1)
-        decoded_TND = self.decoder(self.encoder(views.online, drop_BN=masks_TN), masks_TN)
-        logits_MV = self.decoder.predict(decoded_TND[masks_TN])
+        visible_TLD = self.encoder(views.online, drop_BN=masks_TN, hidden=views.hidden)
+        decoded_TND = self.decoder(visible_TLD, masks_TN)
+        logits_MV = self.decoder.predict(take_hidden(decoded_TND, masks_TN, hidden=views.hidden))
+        ids_M = take_hidden(views.token_ids_BN.repeat(2, 1), masks_TN, hidden=views.hidden)
         first_BD, second_BD = decoded_TND.mean(dim=1).chunk(2)
         return {
-            "tokens": F.cross_entropy(logits_MV, views.token_ids_BN.repeat(2, 1)[masks_TN]),
+            "tokens": F.cross_entropy(logits_MV, ids_M),
             "match": self.config.match_weight * ntxent(first_BD, second_BD, self.config.temperature),
         }
 

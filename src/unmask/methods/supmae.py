@@ -26,7 +26,7 @@ from typing_extensions import Doc
 
 from unmask.data.batch import Batch, CropConfig
 from unmask.data.sources import Source
-from unmask.masking import MaskConfig
+from unmask.masking import MaskConfig, take_hidden
 from unmask.methods.base import (
     Inspection,
     MaskedMethodConfig,
@@ -140,13 +140,13 @@ class SupMAE(Method[LabelledViews]):
         if batch.labels is None:
             raise ValueError("SupMAE learns from labels, and this batch has none")
         shared = shared_views(batch, self.encoder, self.config, colour=None)
-        return LabelledViews(online=shared.online, mask_BN=shared.mask_BN, labels_B=batch.labels)
+        return LabelledViews(online=shared.online, mask_BN=shared.mask_BN, hidden=shared.hidden, labels_B=batch.labels)
 
     def losses(self, views: LabelledViews, progress: float = 0.0) -> Losses:
         mask_BN = check_mask(views.mask_BN)
-        visible_BLW = self.encoder(views.online, drop_BN=mask_BN)
-        prediction_MK = self.decoder.predict(self.decoder(visible_BLW, mask_BN)[mask_BN])
-        target_MK = patchify(views.online, self.encoder.patch)[mask_BN]
+        visible_BLW = self.encoder(views.online, drop_BN=mask_BN, hidden=views.hidden)
+        prediction_MK = self.decoder.predict(self.decoder.hidden(visible_BLW, mask_BN).flatten(0, 1))
+        target_MK = take_hidden(patchify(views.online, self.encoder.patch), mask_BN, hidden=views.hidden)
         if self.config.norm_pixels:
             target_MK = normalise_patches(target_MK)
         logits_BE = self.classify(visible_BLW) / self.config.class_temperature

@@ -38,7 +38,7 @@ from torch import Tensor
 from typing_extensions import Doc
 
 from unmask.data.batch import Batch, CropConfig
-from unmask.masking import MaskConfig
+from unmask.masking import MaskConfig, take_hidden
 from unmask.methods.base import (
     Inspection,
     MaskedMethodConfig,
@@ -174,14 +174,14 @@ class TEC(Method[Views]):
     def losses(self, views: Views, progress: float = 0.0) -> Losses:
         mask_BN = check_mask(views.mask_BN)
         lesson = self.lesson(views.online)
-        adapted_BLW = self._adapted(views.online, mask_BN)
+        adapted_BLW = self._adapted(views, mask_BN)
         # Both decoders pass their shared blocks in one batch.
         entered = [decoder.place(adapted_BLW, mask_BN) for decoder in (self.decoder, self.relation_decoder)]
         features_BTD, relations_BTD = self.decoder.blocks(torch.cat(entered)).chunk(2)
         features_BND = self.decoder.norm(features_BTD)[:, self.encoder.prefix :]
         predicted_BhQN = self._relations(self.relation_decoder.norm(relations_BTD), lesson.salient_BK)
         return {
-            "feature": self._feature_loss(features_BND, lesson, mask_BN),
+            "feature": self._feature_loss(features_BND, lesson, mask_BN, views.hidden),
             "relation": self.config.relation_weight * self._relation_loss(predicted_BhQN, lesson),
         }
 
@@ -204,15 +204,20 @@ class TEC(Method[Views]):
         patches_BK = salient_BK + encoder.prefix
         return F.pad(patches_BK, (1, 0)) if self.class_query else patches_BK
 
-    def _adapted(self, images_BCHW: Tensor, mask_BN: Tensor) -> Tensor:
+    def _adapted(self, views: Views, mask_BN: Tensor) -> Tensor:
         """All blocks' outputs of the visible patches, the last one after the final norm, through the adapter."""
-        outputs = self.encoder.block_outputs(images_BCHW, tuple(range(self.encoder.depth)), drop_BN=mask_BN)
+        outputs = self.encoder.block_outputs(
+            views.online, tuple(range(self.encoder.depth)), drop_BN=mask_BN, hidden=views.hidden
+        )
         return self.adapter((*outputs[:-1], self.encoder.norm(outputs[-1])))
 
-    def _feature_loss(self, decoded_BND: Tensor, lesson: Lesson, mask_BN: Tensor) -> Tensor:
+    def _feature_loss(self, decoded_BND: Tensor, lesson: Lesson, mask_BN: Tensor, hidden: int | None) -> Tensor:
         # Each feature over the patches of its image, not each patch over its features.
         target_BNW = normalise_patches(lesson.features_BNW.transpose(1, 2)).transpose(1, 2)
-        return mean_squared_error(self.decoder.predict(decoded_BND[mask_BN]), target_BNW[mask_BN])
+        return mean_squared_error(
+            self.decoder.predict(take_hidden(decoded_BND, mask_BN, hidden=hidden)),
+            take_hidden(target_BNW, mask_BN, hidden=hidden),
+        )
 
     def _relations(self, tokens_BTD: Tensor, salient_BK: Tensor) -> Tensor:
         """Predicted attention [B, h, Q, N] before its softmax, from the queries that the teacher has chosen."""

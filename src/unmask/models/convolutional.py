@@ -86,6 +86,7 @@ class ConvEncoder(Encoder):
         *,
         drop_BN: Bool[Tensor, "M N"] | None = None,
         replace_BN: Bool[Tensor, "B N"] | None = None,
+        hidden: int | None = None,
     ) -> Float[Tensor, "_ L D"]:
         """The places of the last map, after the head's norm where the network has one (ConvNeXt)."""
         if drop_BN is not None or replace_BN is not None:

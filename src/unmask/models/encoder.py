@@ -75,14 +75,16 @@ class Encoder(nn.Module, ABC):
         *,
         drop_BN: Bool[Tensor, "M N"] | None = None,
         replace_BN: Bool[Tensor, "B N"] | None = None,
+        hidden: int | None = None,
     ) -> Float[Tensor, "_ L D"]:
         """Tokens after the final norm, prefix tokens first.
 
         drop_BN: hidden patches are left out (MAE); every sample must hide the same number; L = P + visible, in
         row-major order. K x B masks give K x B results: every image is embedded once and seen through K masks, image b
         through those at b, b + B, b + 2B ... (ExtreMA). replace_BN: hidden patches enter as the learnt mask token,
-        before positions are added (BEiT, SimMIM, ConMIM); L = P + N. Neither: all patches. Absolute positions follow
-        images of another size by interpolation; relative ones need `set_image_size` first.
+        before positions are added (BEiT, SimMIM, ConMIM); L = P + N. Neither: all patches. hidden: how many patches
+        every mask hides, where the caller knows it: it is trusted, and the device is not waited for. Absolute positions
+        follow images of another size by interpolation; relative ones need `set_image_size` first.
         """
 
     @abstractmethod

@@ -284,10 +284,11 @@ class HybridEncoder(Encoder):
         *,
         drop_BN: Bool[Tensor, "M N"] | None = None,
         replace_BN: Bool[Tensor, "B N"] | None = None,
+        hidden: int | None = None,
     ) -> Float[Tensor, "_ L D"]:
         if replace_BN is not None:
             raise ValueError(f"{self.config.name!r} knows no mask token; it can only leave hidden patches out")
-        tokens, added = self._stem(images_BCHW, drop_BN)
+        tokens, added = self._stem(images_BCHW, drop_BN, hidden)
         for block in self.hybrid.blocks:
             tokens = self._run(block, tokens)
         return self.hybrid.norm(tokens + added)
@@ -301,7 +302,9 @@ class HybridEncoder(Encoder):
             self.hybrid.blocks[-1](tokens)
         return record.logits().softmax(dim=-1).mean(dim=2)
 
-    def _stem(self, images_BCHW: Tensor, drop_BN: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _stem(
+        self, images_BCHW: Tensor, drop_BN: Tensor | None = None, hidden: int | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Tokens [M, V, D] that enter the ViT blocks, and what the stages add to those that leave them."""
         B, channels, height, width = images_BCHW.shape
         if channels != self.config.channels:
@@ -313,7 +316,7 @@ class HybridEncoder(Encoder):
         tiles = images_BCHW.reshape(B, channels, rows, patch, columns, patch).permute(0, 2, 4, 3, 5, 1).flatten(1, 2)
         same = (rows, columns) == self.grid
         position: Tensor = self.hybrid.pos_embed if same else self._positions((rows, columns))
-        visible_MV = None if drop_BN is None else visible_indices(drop_BN)
+        visible_MV = None if drop_BN is None else visible_indices(drop_BN, hidden=hidden)
         if visible_MV is not None:
             assert len(visible_MV) % B == 0, "masks must be as many as images, or a multiple"
             image_M1 = torch.arange(len(visible_MV), device=visible_MV.device)[:, None] % B

@@ -240,6 +240,7 @@ class PixelEncoder(Encoder):
         *,
         drop_BN: Bool[Tensor, "M N"] | None = None,
         replace_BN: Bool[Tensor, "B N"] | None = None,
+        hidden: int | None = None,
     ) -> Float[Tensor, "_ L D"]:
         """Tokens of the middle of the network, one a pixel; of a causal one, each knows the pixels before its own."""
         if drop_BN is not None:

@@ -15,6 +15,7 @@ from typing import Any, cast
 
 import timm
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64
 from timm.models.beit import Beit
 from timm.models.vision_transformer import VisionTransformer
@@ -26,6 +27,8 @@ from unmask.models.attention import RecordAttention
 from unmask.models.encoder import Encoder
 from unmask.models.encoder_config import EncoderConfig, timm_arguments
 from unmask.models.initialise import xavier_linears_, xavier_patches_
+from unmask.models.lean_attention import lean_attention_
+from unmask.models.places import fill_places
 from unmask.models.positions import resample_positions, sincos_positions
 
 
@@ -51,6 +54,7 @@ class VitEncoder(Encoder):
             self.vit = cast(Any, timm.create_model(name, pretrained=False, **arguments))
         except AssertionError as error:
             raise ValueError(f"timm cannot build {config.name!r} with these sizes ({error})") from error
+        lean_attention_(self.vit)
         self.mask_token = nn.Parameter(torch.empty(1, 1, self.width)) if mask_token else None
         if config.init == "xavier":
             xavier_linears_(self.vit)
@@ -124,8 +128,11 @@ class VitEncoder(Encoder):
         *,
         drop_BN: Bool[Tensor, "M N"] | None = None,
         replace_BN: Bool[Tensor, "B N"] | None = None,
+        hidden: int | None = None,
     ) -> Float[Tensor, "_ L D"]:
-        (last,) = self.block_outputs(images_BCHW, (self.depth - 1,), drop_BN=drop_BN, replace_BN=replace_BN)
+        (last,) = self.block_outputs(
+            images_BCHW, (self.depth - 1,), drop_BN=drop_BN, replace_BN=replace_BN, hidden=hidden
+        )
         return self.norm(last)
 
     def norm(self, tokens_BLD: Float[Tensor, "B L D"]) -> Float[Tensor, "B L D"]:
@@ -152,13 +159,14 @@ class VitEncoder(Encoder):
         *,
         drop_BN: Bool[Tensor, "M N"] | None = None,
         replace_BN: Bool[Tensor, "B N"] | None = None,
+        hidden: int | None = None,
     ) -> tuple[Float[Tensor, "_ L D"], ...]:
         """Raw outputs, before the final norm, of the blocks with these indices (0 is the first), in that order.
 
         Input modes as in `forward`. Blocks after the last one that is asked for are not computed.
         """
         assert drop_BN is None or replace_BN is None, "patches are dropped or replaced, not both"
-        tokens_BLD, context = self._embed(images_BCHW, drop_BN, replace_BN)
+        tokens_BLD, context = self._embed(images_BCHW, drop_BN, replace_BN, hidden)
         found: dict[int, Tensor] = {}
         for index, block in enumerate(self.vit.blocks[: max(blocks) + 1]):
             if self.config.checkpointing and torch.is_grad_enabled():
@@ -180,7 +188,7 @@ class VitEncoder(Encoder):
 
     def embed(self, images_BCHW: Float[Tensor, "B C H W"]) -> Float[Tensor, "B L D"]:
         """What enters the first block: prefix tokens and all patches, with their positions."""
-        tokens_BLD, _ = self._embed(images_BCHW, None, None)
+        tokens_BLD, _ = self._embed(images_BCHW)
         return tokens_BLD
 
     def run_block(
@@ -228,7 +236,7 @@ class VitEncoder(Encoder):
     def attention(self, images_BCHW: Float[Tensor, "B C H W"]) -> Float[Tensor, "B h N"]:
         """For each head of the last block, how much the class token (or, without one, the mean patch) attends to each
         patch; a picture for people, not part of any loss."""
-        tokens_BLD, context = self._embed(images_BCHW, None, None)
+        tokens_BLD, context = self._embed(images_BCHW)
         for block in self.vit.blocks[:-1]:
             tokens_BLD = block(tokens_BLD, **context)
         with RecordAttention() as record:
@@ -237,7 +245,11 @@ class VitEncoder(Encoder):
         return record.logits().softmax(dim=-1)[:, :, queries, self.prefix :].mean(dim=2)
 
     def _embed(
-        self, images_BCHW: Tensor, drop_BN: Tensor | None, replace_BN: Tensor | None
+        self,
+        images_BCHW: Tensor,
+        drop_BN: Tensor | None = None,
+        replace_BN: Tensor | None = None,
+        hidden: int | None = None,
     ) -> tuple[Tensor, dict[str, Tensor | None]]:
         """Tokens that enter the first block, and what every block needs beside them (bias or rotation)."""
         vit = self.vit
@@ -248,15 +260,21 @@ class VitEncoder(Encoder):
         if height % ph or width % pw:
             raise ValueError(f"image size {height}x{width} is not divisible by the patch size {ph}x{pw}")
         grid = (height // ph, width // pw)
-        patches_BND = vit.patch_embed.norm(vit.patch_embed.proj(images_BCHW).flatten(2).transpose(1, 2))
-        if replace_BN is not None:
-            if self.mask_token is None:
-                raise ValueError("this encoder was built without a mask token; build it with mask_token=True")
-            token = self.mask_token.to(patches_BND.dtype)
-            patches_BND = torch.where(replace_BN[..., None], token, patches_BND)
+        visible_BV = None if drop_BN is None else visible_indices(drop_BN, hidden=hidden)
+        if replace_BN is not None and self.mask_token is None:
+            raise ValueError("this encoder was built without a mask token; build it with mask_token=True")
+        # What no token comes of is not embedded: dropped patches, and replaced ones where their number is known.
+        batch = len(images_BCHW)
+        own_BV = visible_BV if visible_BV is not None and len(visible_BV) == batch else None
+        if replace_BN is not None and hidden is not None:
+            shown = self._embed_patches(images_BCHW, visible_indices(replace_BN, hidden=hidden))
+            patches = fill_places(shown, self._mask_token()[0], replace_BN)
+        else:
+            patches = self._embed_patches(images_BCHW, own_BV)
+            if replace_BN is not None:
+                patches = torch.where(replace_BN[..., None], self._mask_token().to(patches.dtype), patches)
 
         # Prefix tokens and patches get their positions apart, so that dropping patches is one gather in between.
-        batch = len(patches_BND)
         prefix = [] if vit.cls_token is None else [vit.cls_token]
         if not isinstance(vit, Beit) and vit.reg_token is not None:
             prefix.append(vit.reg_token)
@@ -268,23 +286,40 @@ class VitEncoder(Encoder):
                 position = resample_positions(
                     position, self.grid, grid, prefix=positioned_prefix, way=self.config.position_resize
                 )
-            patches_BND = patches_BND + position[:, positioned_prefix:]
+            of_patches = position[:, positioned_prefix:]
+            patches = patches + (of_patches if own_BV is None else F.embedding(own_BV, of_patches[0]))
             if prefix_1PD is not None and positioned_prefix:
                 prefix_1PD = prefix_1PD + position[:, :positioned_prefix]
-        visible_BV = None if drop_BN is None else visible_indices(drop_BN)
-        if visible_BV is not None:
+        if visible_BV is not None and own_BV is None:
             assert len(visible_BV) % batch == 0, "masks must be as many as images, or a multiple"
             # Masks can be several times as many as images, which are embedded once for all (ExtreMA).
             image_B1 = torch.arange(len(visible_BV), device=visible_BV.device)[:, None] % batch
-            rows = (image_B1 * patches_BND.shape[1] + visible_BV).flatten()
-            patches_BND = patches_BND.flatten(0, 1).index_select(0, rows).unflatten(0, visible_BV.shape)
-        tokens = patches_BND
+            rows = (image_B1 * patches.shape[1] + visible_BV).flatten()
+            patches = patches.flatten(0, 1).index_select(0, rows).unflatten(0, visible_BV.shape)
+        tokens = patches
         if prefix_1PD is not None:
             tokens = torch.cat([prefix_1PD.to(tokens.dtype).expand(len(tokens), -1, -1), tokens], dim=1)
         tokens = vit.pos_drop(tokens)
         if not isinstance(vit, Beit):
             tokens = vit.norm_pre(tokens)
         return tokens, self._context(grid, visible_BV)
+
+    def _mask_token(self) -> Tensor:
+        assert self.mask_token is not None
+        return self.mask_token
+
+    def _embed_patches(self, images_BCHW: Tensor, chosen_BV: Tensor | None) -> Tensor:
+        """Embedded patches [B, V, D] of those at `chosen_BV`, of all for None."""
+        embed = self.vit.patch_embed
+        if chosen_BV is None:
+            return embed.norm(embed.proj(images_BCHW).flatten(2).transpose(1, 2))
+        B, C, height, width = images_BCHW.shape
+        ph, pw = self.patch
+        columns = width // pw
+        cells = images_BCHW.reshape(B, C, height // ph, ph, columns, pw).permute(0, 2, 4, 1, 3, 5)
+        image_B1 = torch.arange(B, device=chosen_BV.device)[:, None]
+        pixels = cells[image_B1, chosen_BV // columns, chosen_BV % columns].flatten(2)
+        return embed.norm(F.linear(pixels, embed.proj.weight.flatten(1), embed.proj.bias))
 
     def _context(self, grid: tuple[int, int], visible_BV: Tensor | None) -> dict[str, Tensor | None]:
         vit = self.vit
