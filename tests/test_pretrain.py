@@ -26,8 +26,10 @@ from unmask.methods.mae import MAE
 from unmask.models.pretrained import open_encoder
 from unmask.pretrain import Outcome, build_method, pretrain
 from unmask.run_folder import RunFolder
+from unmask.trainee import Losses
 from unmask.training.checkpoint import CheckpointError, checkpoint_path, load_checkpoint, saved_steps
-from unmask.training.trainer import NonFiniteLoss
+from unmask.training.trainer import NonFiniteLoss, Trainer
+from unmask.views import Views
 
 
 @pytest.fixture
@@ -296,6 +298,41 @@ def test_a_loss_that_is_not_finite_ends_the_run(data: Path, tmp_path: Path) -> N
         run(replace(config, settings=wild), tmp_path / "run")
     assert saved_steps(tmp_path / "run" / "checkpoints") == []
     assert not (tmp_path / "run" / "encoder.safetensors").exists()
+
+
+def test_figures_read_late_make_no_other_run(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = tiny_config("mae", data, epochs=4, log_every=3, checkpoint_every=5)
+    run(config, tmp_path / "at once")
+    # As on a GPU, which a step does not wait for.
+    monkeypatch.setattr(Trainer, "reading_is_free", False)
+    run(config, tmp_path / "late")
+    runs = [
+        [{name: record[name] for name in ("step", "losses", "lr", "grad_norm")} for record in records]
+        for records in (read_records(tmp_path / name, "step") for name in ("at once", "late"))
+    ]
+    assert runs[0] == runs[1]
+    assert [record["step"] for record in runs[0]] == [3, 6, 8]
+    assert_same_weights(*(tmp_path / name / "encoder.safetensors" for name in ("at once", "late")))
+
+
+@pytest.mark.parametrize("every", [{"log_every": 5}, {"checkpoint_every": 5}], ids=["log", "checkpoint"])
+def test_a_broken_step_read_late_is_named_before_anything_is_saved(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, every: dict[str, int]
+) -> None:
+    healthy = MAE.losses
+
+    def losses(self: MAE, views: Views, progress: float = 0.0) -> Losses:
+        broken = math.nan if round(progress * 40) == 7 else 1.0
+        return {name: loss * broken for name, loss in healthy(self, views, progress).items()}
+
+    monkeypatch.setattr(MAE, "losses", losses)
+    monkeypatch.setattr(Trainer, "reading_is_free", False)
+    monkeypatch.setattr("unmask.pretrain.HEALTH_CHECKS", 1)
+    config = tiny_config("mae", data, epochs=20, **{"log_every": 40, "checkpoint_every": 40} | every)
+    with pytest.raises(NonFiniteLoss, match=r"^loss 'reconstruction' is nan at step 7, samples .* is intact"):
+        run(config, tmp_path / "run")
+    assert all(record["step"] <= 5 for record in read_records(tmp_path / "run", "step"))
+    assert all(step <= 5 for step in saved_steps(tmp_path / "run" / "checkpoints"))
 
 
 def test_labelled_data_are_evaluated_on_the_way(data: Path, tmp_path: Path) -> None:

@@ -152,12 +152,19 @@ def finish_gradients(optimizer: torch.optim.Optimizer, config: OptimizerConfig, 
     """
     norm = nn.utils.get_total_norm(_gradients(optimizer.param_groups))
     if config.clip is not None:
-        clipped = [group for group in optimizer.param_groups if group["rule"].clip]
+        groups = [group for group in optimizer.param_groups if group["rule"].clip]
+        gradients = _gradients(groups)
         if config.clip_each:
-            for gradient in _gradients(clipped):
-                gradient.mul_((config.clip / (gradient.norm() + 1e-6)).clamp_(max=1.0))
+            factors = torch._foreach_add(torch._foreach_norm(gradients), 1e-6)
+            torch._foreach_reciprocal_(factors)
+            torch._foreach_mul_(factors, config.clip)
+            torch._foreach_clamp_max_(factors, 1.0)
+            torch._foreach_mul_(gradients, factors)
         else:
-            nn.utils.clip_grad_norm_([value for group in clipped for value in group["params"]], config.clip)
+            # Where all are clipped, their norm is known already.
+            known = norm if len(groups) == len(optimizer.param_groups) else nn.utils.get_total_norm(gradients)
+            parameters = [value for group in groups for value in group["params"]]
+            nn.utils.clip_grads_with_norm_(parameters, config.clip, known)
     for group in optimizer.param_groups:
         if progress < group["rule"].frozen_until:
             for parameter in group["params"]:

@@ -32,6 +32,7 @@ from unmask.training.trainer import NonFiniteLoss, Trainer, choose_device
 from unmask.views import Views
 
 PROBE_IMAGES = 256
+PROBE_IMAGES_ON_CPU = 64  # a look at a ViT-B there costs as much as a dozen steps
 HEALTH_CHECKS = 20
 
 
@@ -135,12 +136,13 @@ class _Pretraining(Job[Batch]):
         if run.trainer.step == 0 and self._evaluate_every(run):
             self._evaluate("random", run)
 
+    def due(self, run: RunState, *, done: bool) -> bool:
+        return self._health_due(run, done) or self._score_due(run, done)
+
     def look(self, run: RunState, *, done: bool) -> None:
-        step = run.trainer.step
-        if step % max(1, run.trainer.total_steps // HEALTH_CHECKS) == 0 or done:
+        if self._health_due(run, done):
             self._check_health(run)
-        every = self._evaluate_every(run)
-        if every and (step % every == 0 or done):
+        if self._score_due(run, done):
             self._evaluate("pretrained", run)
 
     def values(self) -> dict[str, Any]:
@@ -155,12 +157,20 @@ class _Pretraining(Job[Batch]):
         tensors, metadata = encoder_file(self.method.exported(), mean=settings.mean, std=settings.std, facts=facts)
         write_atomically(self.folder.encoder_file, tensors, metadata)
 
+    def _health_due(self, run: RunState, done: bool) -> bool:
+        return done or run.trainer.step % max(1, run.trainer.total_steps // HEALTH_CHECKS) == 0
+
+    def _score_due(self, run: RunState, done: bool) -> bool:
+        every = self._evaluate_every(run)
+        return every > 0 and (done or run.trainer.step % every == 0)
+
     def _evaluate_every(self, run: RunState) -> int:
         return round(self.config.training.evaluate_every * run.steps_per_epoch)
 
     def _probe_views(self) -> Views:
         """Two views each of some images, the same ones for the whole run."""
-        images = min(PROBE_IMAGES, len(self.source))
+        most = PROBE_IMAGES_ON_CPU if self.device.type == "cpu" else PROBE_IMAGES
+        images = min(most, len(self.source))
         loader = CropLoader(
             self.source,
             self.method.crops,

@@ -1,6 +1,7 @@
 """The one loop of every training run: resume, step, log, look, save, stop when asked.
 
-Forward, backward, clip, step and target live in `Trainer.train_step`. What a run is about beside its steps (batches,
+Forward, backward, clip, step and target live in `Trainer.take_step`, which does not wait for a GPU: figures are settled
+when something is due that shows or saves them. What a run is about beside its steps (batches,
 what is looked at on the way, what is left at the end) is its `Job`: pre-training, fine-tuning, a tokenizer.
 """
 
@@ -22,6 +23,9 @@ from unmask.trainee import B
 from unmask.training.checkpoint import checkpoint_path, prune_checkpoints, save_checkpoint
 from unmask.training.signals import StopRequest
 from unmask.training.trainer import Trainer
+
+SETTLE_EVERY = 100
+"""Steps after which their figures are read at the latest, however rare log and checkpoints are."""
 
 
 @dataclass(frozen=True)
@@ -77,8 +81,12 @@ class Job(ABC, Generic[B]):
         """Before the first step that this process takes."""
 
     @abstractmethod
+    def due(self, run: RunState, *, done: bool) -> bool:
+        """After a step: whether anything is to be measured."""
+
+    @abstractmethod
     def look(self, run: RunState, *, done: bool) -> None:
-        """After a step: measure what is due. Its time does not count as training."""
+        """Measure what is due. Its time does not count as training."""
 
     @abstractmethod
     def values(self) -> dict[str, Any]:
@@ -171,13 +179,19 @@ class _Loop(RunState, Generic[B]):
             except TooManyBadFiles:
                 self.folder.write_bad_files(self.bad_files | dict(loader.bad_files))
                 raise
-            result = trainer.train_step(parts)
+            trainer.take_step(parts)
+            self.bad_files |= loader.bad_files
+            done = trainer.step == trainer.total_steps
+            log_due = trainer.step % config.log_every == 0 or done
+            look_due = self.job.due(self, done=done)
+            save_due = trainer.step % config.checkpoint_every == 0 or done
+            if log_due or look_due or save_due or trainer.step % SETTLE_EVERY == 0:
+                trainer.settle()
             now = monotonic()
             self.elapsed += now - clock
             clock = now
-            self.bad_files |= loader.bad_files
-            done = trainer.step == trainer.total_steps
-            if trainer.step % config.log_every == 0 or done:
+            if log_due:
+                result = trainer.latest
                 seconds = max(now - logged_at, 1e-9)
                 speed = (trainer.step - logged_step) * config.batch_size / seconds
                 logged_at, logged_step = now, trainer.step
@@ -192,8 +206,9 @@ class _Loop(RunState, Generic[B]):
                 progress.update(trainer.step, loss=result.loss, images_per_second=speed)
             # What follows is not training: its time is left out of the speed.
             aside = monotonic()
-            self.job.look(self, done=done)
-            if trainer.step % config.checkpoint_every == 0 or done:
+            if look_due:
+                self.job.look(self, done=done)
+            if save_due:
                 self._save()
             spent = monotonic() - aside
             logged_at += spent

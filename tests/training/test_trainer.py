@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from unmask.methods.base import MethodConfig
 from unmask.methods.conmim import ConMIM
 from unmask.methods.mae import MAE
 from unmask.training.trainer import (
+    PHASES,
     NonFiniteLoss,
     Precision,
     Trainer,
@@ -150,7 +153,8 @@ def test_a_loss_that_is_not_finite_changes_no_weight() -> None:
         trainer.train_step([batch_of(trainer, 40, first=100)])
     assert re.fullmatch(
         r"loss 'reconstruction' is (inf|nan) at step 1, samples 100, 101, .*, 131, \.\.\.; "
-        r"the step was not applied and the last checkpoint is intact: try a lower --lr, clipping, or --precision fp32",
+        r"the last checkpoint is intact and nothing after it is kept: "
+        r"try a lower --lr, clipping, or --precision fp32",
         str(error.value),
     )
     assert trainer.step == 1
@@ -158,6 +162,60 @@ def test_a_loss_that_is_not_finite_changes_no_weight() -> None:
         assert torch.equal(value, before[name]), name
     for name, value in trainer.state({}).tensors.items():
         assert torch.equal(value, moments[name]), name
+
+
+def test_figures_that_nobody_reads_wait_on_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    read, pending = trainer_of("mae"), trainer_of("mae")
+    expected = [read.train_step([batch_of(read, seed=seed)]) for seed in range(3)]
+    monkeypatch.setattr(Trainer, "reading_is_free", False)
+    for seed in range(3):
+        pending.take_step([batch_of(pending, seed=seed)])
+    pending.settle()
+    assert pending.latest == expected[-1]
+    pending.settle()
+    assert pending.latest == expected[-1]
+    assert pending.step == 3
+
+
+def test_the_first_broken_step_is_named_and_its_weights_are_given_to_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Trainer, "reading_is_free", False)
+    trainer = trainer_of("mae", with_optimizer("mae", warmup_start=1.0))
+    for step in range(4):
+        if step == 2:
+            with torch.no_grad():
+                trainer.trainee.get_parameter("decoder.head.bias")[0] = math.inf
+        trainer.take_step([batch_of(trainer, 3, first=10 * step)])
+    for read in (trainer.settle, lambda: trainer.state({})):
+        with pytest.raises(NonFiniteLoss, match=r"^loss 'reconstruction' is (inf|nan) at step 2, samples 20, 21, 22; "):
+            read()
+
+
+def test_a_gradient_that_overflows_in_fp16_is_no_broken_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Trainer, "reading_is_free", False)
+    trainer = trainer_of("mae", with_optimizer("mae", warmup_start=1.0), precision="fp16")
+    hook = trainer.trainee.get_parameter("decoder.head.weight").register_hook(explode)
+    trainer.take_step([batch_of(trainer)])
+    hook.remove()
+    trainer.take_step([batch_of(trainer)])
+    trainer.settle()
+    assert math.isfinite(trainer.latest.gradient_norm)
+
+
+@pytest.mark.parametrize("method", ["mae", "byol"])
+def test_every_part_of_a_step_is_told(method: str) -> None:
+    told: list[str] = []
+
+    @contextmanager
+    def phase(name: str) -> Iterator[None]:
+        told.append(name)
+        yield
+
+    config = tiny_config(method, Path("nowhere"), accumulate=2)
+    trainer = Trainer(METHODS[method](config.settings), config.training, steps_per_epoch=4, device=CPU, phase=phase)
+    trainer.train_step([batch_of(trainer, 4), batch_of(trainer, 4, first=4)])
+    parts = ["views", "forward", "backward"] * 2
+    assert told == ([*parts, "optimizer", "target"] if method == "mae" else ["target", *parts, "optimizer"])
+    assert set(told) == set(PHASES)
 
 
 def explode(gradient: Tensor) -> Tensor:

@@ -96,14 +96,16 @@ class _SupervisedJob(Job[B]):
     def begin(self, run: RunState) -> None:
         """Nothing is measured before training: a new head knows nothing."""
 
-    def look(self, run: RunState, *, done: bool) -> None:
+    def due(self, run: RunState, *, done: bool) -> bool:
         every = round(self.config.training.evaluate_every * run.steps_per_epoch)
-        if done or (every and run.trainer.step % every == 0):
-            result: Result = self.subject.score(self.config.training.workers)
-            score = result.as_dict()
-            run.log("evaluation", name=self.config.protocol, network=self.config.start, score=score)
-            name, value, _ = headline(score)
-            run.say(f"epoch {run.trainer.step / run.steps_per_epoch:.0f}: {name} {value:.1f} %")
+        return done or (every > 0 and run.trainer.step % every == 0)
+
+    def look(self, run: RunState, *, done: bool) -> None:
+        result: Result = self.subject.score(self.config.training.workers)
+        score = result.as_dict()
+        run.log("evaluation", name=self.config.protocol, network=self.config.start, score=score)
+        name, value, _ = headline(score)
+        run.say(f"epoch {run.trainer.step / run.steps_per_epoch:.0f}: {name} {value:.1f} %")
 
     def values(self) -> dict[str, Any]:
         return {}

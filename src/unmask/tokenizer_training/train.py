@@ -178,9 +178,10 @@ class _TokenizerJob(Job[Batch]):
     def begin(self, run: RunState) -> None:
         """Nothing is measured before training: a new codebook is empty."""
 
+    def due(self, run: RunState, *, done: bool) -> bool:
+        return done or run.trainer.step % -(-run.trainer.total_steps // QUALITY_CHECKS) == 0
+
     def look(self, run: RunState, *, done: bool) -> None:
-        if run.trainer.step % -(-run.trainer.total_steps // QUALITY_CHECKS) and not done:
-            return
         quality = measure(self.trainee.tokenizer, self.images_BCHW, self.trainee.teacher)
         warning = quality.warning()
         run.log("quality", figures=quality.as_dict(), warnings=[] if warning is None else [warning])

@@ -1,13 +1,14 @@
 """One training step, and the state that a run consists of.
 
 The loop itself is in `unmask.run_loop`; this is what it does with a batch: forward, backward, clip, step, move target.
+A step on a GPU is only queued: its figures stay there until somebody settles them, all pending ones in one transfer.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Annotated, Any, Generic, Literal
 
@@ -91,6 +92,27 @@ class StepResult:
     lr: float
 
 
+Phase = Callable[[str], AbstractContextManager[None]]
+"""Called with the name of each part of a step (`PHASES`); what is done in the context it gives is that part."""
+PHASES = ("views", "forward", "backward", "optimizer", "target")
+
+
+def unwatched(phase: str) -> AbstractContextManager[None]:
+    """What a step's parts run in when nobody watches."""
+    return nullcontext()
+
+
+@dataclass(frozen=True)
+class _Figures:
+    """The figures of a step, still on the device: losses in the order of `names`, then the gradient's norm."""
+
+    step: int
+    names: tuple[str, ...]
+    values: Tensor
+    lr: float
+    indices: tuple[Tensor, ...]
+
+
 def choose_device(name: str) -> torch.device:
     """The device called `name`; "auto" is CUDA, then MPS, then the CPU. ValueError where it is not there."""
     if name == "auto":
@@ -121,10 +143,22 @@ def choose_precision(precision: Precision, device: torch.device) -> torch.dtype 
 
 
 class Trainer(Generic[B]):
-    """A method, or another trainee, with its optimizer and scaler, and the number of steps taken."""
+    """A method, or another trainee, with its optimizer and scaler, and the number of steps taken.
+
+    `phase` is told which part of a step begins and ends (`unmask bench` measures so).
+    """
+
+    latest: StepResult
+    """Figures of the newest step that was settled."""
 
     def __init__(
-        self, trainee: Trainee[B, Any], config: TrainingConfig, *, steps_per_epoch: int, device: torch.device
+        self,
+        trainee: Trainee[B, Any],
+        config: TrainingConfig,
+        *,
+        steps_per_epoch: int,
+        device: torch.device,
+        phase: Phase = unwatched,
     ) -> None:
         self.trainee = trainee.to(device).train()
         self.config = config
@@ -137,68 +171,118 @@ class Trainer(Generic[B]):
         self._losses: Callable[[Any, float], Losses] = (
             torch.compile(trainee.losses) if config.compile else trainee.losses
         )
+        self._phase = phase
+        self._pending: list[_Figures] = []
 
     @property
     def progress(self) -> float:
         """Share of all steps that were taken."""
         return self.step / self.total_steps
 
+    @property
+    def reading_is_free(self) -> bool:
+        """Whether there is no device to wait for: figures are then read in every step, before it is applied."""
+        return self.device.type == "cpu"
+
     def train_step(self, batches: Sequence[B]) -> StepResult:
-        """One optimizer step on `batches`, the parts of one batch: forward, backward, clip, step, move the target."""
+        """`take_step`, waited for: its figures. NonFiniteLoss where they are not finite."""
+        self.take_step(batches)
+        self.settle()
+        return self.latest
+
+    def take_step(self, batches: Sequence[B]) -> None:
+        """One optimizer step on `batches`, the parts of one batch: forward, backward, clip, step, move the target.
+
+        A GPU is not waited for: `settle` reads the figures. (Except in fp16 with an optimizer that is not fused, where
+        torch's scaler itself looks whether the gradient is finite.) On the CPU, where there is nothing to wait for, a
+        step that is not finite raises NonFiniteLoss before it is applied.
+        """
         settings, progress = self.trainee.optimizer_config, self.progress
         rate = settings.at(progress, batch_size=self.config.batch_size, epochs=self.config.epochs)
         peak = settings.peak(self.config.batch_size)
         set_rates(self.optimizer, rate=rate, peak=peak, weight_decay=settings.weight_decay_at(progress))
         if self.trainee.target_moves == "before step":
-            self.trainee.update_target(progress)
+            self._move_target(progress)
         self.optimizer.zero_grad(set_to_none=True)
-        sums: dict[str, Tensor] = {}
+        sums = self._gradients(batches, progress)
+        with self._phase("optimizer"):
+            self.scaler.unscale_(self.optimizer)
+            norm = finish_gradients(self.optimizer, settings, progress)
+            figures = _Figures(
+                self.step,
+                tuple(sums),
+                torch.stack([*sums.values(), norm]),
+                rate,
+                tuple(batch.indices for batch in batches),
+            )
+            if self.reading_is_free:
+                self._judge([figures])
+            else:
+                self._pending.append(figures)
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+        if self.trainee.target_moves == "after step":
+            self._move_target(progress)
+        self.step += 1
+
+    def settle(self) -> None:
+        """Read the figures of all steps since the last time, in one transfer; `latest` is then the last step's.
+
+        NonFiniteLoss for the first step whose figures are not finite. Steps after it may have been taken, so the
+        weights are lost: `state`, which settles too, gives them to nobody.
+        """
+        if self._pending:
+            self._judge(self._pending)
+            self._pending.clear()
+
+    def _gradients(self, batches: Sequence[B], progress: float) -> Losses:
+        """Forward and backward of all parts: the losses of the whole batch by name."""
+        sums: Losses = {}
         for batch in batches:
             assert batch.seed is not None, "a loader's batches carry their seed"
             # Stochastic depth draws from torch's own state: tie that to the step too.
             torch.manual_seed(batch.seed)
-            on_device = batch.to(self.device)
-            with torch.no_grad():
-                views = self.trainee.make_views(on_device)
-            with self._autocast():
+            with self._phase("views"), torch.no_grad():
+                views = self.trainee.make_views(batch.to(self.device))
+            with self._phase("forward"), self._autocast():
                 losses = {name: loss / len(batches) for name, loss in self._losses(views, progress).items()}
                 total = torch.stack(list(losses.values())).sum()
-            self.scaler.scale(total).backward()
+            with self._phase("backward"):
+                self.scaler.scale(total).backward()
             for name, loss in losses.items():
-                sums[name] = sums.get(name, torch.zeros_like(loss)) + loss.detach()
-        self.scaler.unscale_(self.optimizer)
-        norm = finish_gradients(self.optimizer, settings, progress)
-        # One transfer for all figures of the step.
-        *values, gradient_norm = torch.stack([*sums.values(), norm]).tolist()
-        named = dict(zip(sums, values, strict=True))
-        self._require_finite(named, gradient_norm, batches)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        if self.trainee.target_moves == "after step":
+                sums[name] = sums[name] + loss.detach() if name in sums else loss.detach()
+        return sums
+
+    def _move_target(self, progress: float) -> None:
+        with self._phase("target"):
             self.trainee.update_target(progress)
-        self.step += 1
-        return StepResult(loss=sum(values), losses=named, gradient_norm=gradient_norm, lr=rate)
 
     def _autocast(self) -> Any:
         if self.dtype is None:
             return nullcontext()
         return torch.autocast(self.device.type, self.dtype)
 
-    def _require_finite(self, losses: dict[str, float], norm: float, batches: Sequence[B]) -> None:
-        bad = [name for name, value in losses.items() if not _finite(value)]
-        # With fp16 an infinite gradient is the scaler's business: it skips the step and lowers its scale.
-        if not bad and (_finite(norm) or self.scaler.is_enabled()):
-            return
-        what = f"loss {bad[0]!r} is {losses[bad[0]]}" if bad else f"the gradient's norm is {norm}"
-        indices = [int(index) for batch in batches for index in batch.indices]
-        shown = ", ".join(map(str, indices[:32])) + (", ..." if len(indices) > 32 else "")
-        raise NonFiniteLoss(
-            f"{what} at step {self.step}, samples {shown}; the step was not applied and the last checkpoint is intact: "
-            "try a lower --lr, clipping, or --precision fp32"
-        )
+    def _judge(self, pending: Sequence[_Figures]) -> None:
+        """Read the figures of some steps; NonFiniteLoss for the first that is not finite."""
+        values = iter(torch.cat([figures.values for figures in pending]).tolist())
+        for figures in pending:
+            losses = {name: next(values) for name in figures.names}
+            norm = next(values)
+            bad = [name for name, value in losses.items() if not _finite(value)]
+            # With fp16 an infinite gradient is the scaler's business: it skips the step and lowers its scale.
+            if bad or not (_finite(norm) or self.scaler.is_enabled()):
+                what = f"loss {bad[0]!r} is {losses[bad[0]]}" if bad else f"the gradient's norm is {norm}"
+                indices = torch.cat(figures.indices).tolist()
+                shown = ", ".join(map(str, indices[:32])) + (", ..." if len(indices) > 32 else "")
+                raise NonFiniteLoss(
+                    f"{what} at step {figures.step}, samples {shown}; the last checkpoint is intact and nothing after "
+                    "it is kept: try a lower --lr, clipping, or --precision fp32"
+                )
+            self.latest = StepResult(loss=sum(losses.values()), losses=losses, gradient_norm=norm, lr=figures.lr)
 
     def state(self, values: dict[str, Any]) -> Checkpoint:
-        """Everything that the rest of the run depends on, and `values` beside it."""
+        """Everything that the rest of the run depends on, and `values` beside it. NonFiniteLoss as from `settle`."""
+        self.settle()
         tensors = module_tensors(self.trainee) | optimizer_tensors(self.optimizer)
         return Checkpoint(tensors, values | {"step": self.step, "scaler": self.scaler.state_dict()})
 
