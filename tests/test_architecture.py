@@ -52,6 +52,7 @@ ORDER = (
     "study",
     "run_report",
     "tokenizer_training",
+    "bench",
     "commands",
     "cli",
     "__main__",

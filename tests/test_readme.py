@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from unmask.cli import COMMANDS, main
+from unmask.commands.bench import WHAT
 from unmask.commands.evaluate import PROTOCOLS
 from unmask.methods import METHODS
 from unmask.models.build import build_encoder
@@ -47,9 +48,11 @@ def test_python_blocks_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def words_of(command: str, rest: str) -> list[str]:
-    """What names the command whose help tells the options: an evaluation's protocol belongs to it."""
-    protocol = rest.split()[:1]
-    return [command, *protocol] if command == "evaluate" and protocol[0] in PROTOCOLS else [command]
+    """What names the command whose help tells the options: an evaluation's protocol belongs to it, and what a
+    benchmark measures."""
+    second = rest.split()[:1]
+    parts = {"evaluate": PROTOCOLS, "bench": WHAT}
+    return [command, *second] if command in parts and second[0] in parts[command] else [command]
 
 
 def test_commands_and_options_exist(capsys: pytest.CaptureFixture[str]) -> None:

@@ -25,6 +25,7 @@ COMMANDS = {
     "recipes": "ready-made configurations",
     "verify": "replay the authors' golden vectors",
     "tokenizer": "train an image tokenizer for the BEiT family",
+    "bench": "how fast this machine trains, what bounds it, and what to do about it",
 }
 
 

@@ -38,24 +38,36 @@ def default_side(median: int, patch: int) -> int:
 
 
 def default_batch(samples: int, accelerated: bool) -> int:
-    """The largest power of two up to 256 (64 without a GPU) that leaves at least four steps an epoch.
+    """The largest power of two up to 256 (64 without a GPU) that leaves at least four steps an epoch."""
+    return cautious_batch(256 if accelerated else 64, samples)
+
+
+def cautious_batch(most: int, samples: int) -> int:
+    """`most` images, a power of two, or so many fewer that at least four steps an epoch are left.
 
     Never one image where there are two: neither batch norm nor a contrast within the batch means anything then.
     """
-    batch = 256 if accelerated else 64
-    while batch > 2 and batch * 4 > samples:
-        batch //= 2
-    return min(batch, samples)
+    while most > 2 and most * 4 > samples:
+        most //= 2
+    return min(most, samples)
+
+
+def processors() -> int:
+    """How many processors there are for us."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def default_workers() -> int:
     """As many decoding processes as there are processors for us, at most 8."""
-    return min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    return min(8, processors())
 
 
-def fit_settings(settings: MethodConfig, wishes: Wishes, source: Source) -> tuple[MethodConfig, list[str]]:
-    """A method's settings for this data, and a sentence for everything that was chosen."""
-    fitted = settings.for_source(source)
+def fit_settings(settings: MethodConfig, wishes: Wishes, source: Source | None) -> tuple[MethodConfig, list[str]]:
+    """A method's settings for this data, and a sentence for everything that was chosen.
+
+    Without data (None) images are of the size asked for, or else of the one that the settings have.
+    """
+    fitted = settings if source is None else settings.for_source(source)
     notes = [
         f"{name.replace('_', ' ')} {value}, for these images"
         for name, value in vars(fitted).items()
@@ -82,13 +94,15 @@ def fit_settings(settings: MethodConfig, wishes: Wishes, source: Source) -> tupl
     return settings, notes
 
 
-def _sizes(encoder: EncoderConfig, wishes: Wishes, source: Source, notes: list[str]) -> tuple[int, int, int | None]:
+def _sizes(
+    encoder: EncoderConfig, wishes: Wishes, source: Source | None, notes: list[str]
+) -> tuple[int, int, int | None]:
     """Height, width and patch of the crops; no patch for a network whose stride is what it is."""
     stride = fixed_patch(encoder.name)
     if stride is not None and wishes.patch_size not in (None, stride):
         raise ValueError(f"{encoder.name!r} has a stride of {stride} pixels, so its patch size cannot be chosen")
-    if wishes.image_size is not None:
-        height, width = wishes.image_size
+    if wishes.image_size is not None or source is None:
+        height, width = wishes.image_size or (encoder.image_height, encoder.image_width)
         patch = wishes.patch_size or encoder.patch_size or default_patch(min(height, width))
         return height, width, patch if stride is None else None
     median = min(median_size(source))
@@ -104,9 +118,11 @@ def _sizes(encoder: EncoderConfig, wishes: Wishes, source: Source, notes: list[s
 
 
 def _normalisation(
-    settings: MethodConfig, channels: int, wish: str, source: Source, notes: list[str]
+    settings: MethodConfig, channels: int, wish: str, source: Source | None, notes: list[str]
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     if wish == "data" or channels != len(IMAGENET_MEAN):
+        if source is None:
+            return (0.5,) * channels, (0.25,) * channels
         mean, std = mean_and_std(source, channels=channels)
         notes.append(f"mean {_rounded(mean)} and deviation {_rounded(std)}, computed from the data")
         return _rounded(mean), _rounded(std)

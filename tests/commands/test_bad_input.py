@@ -137,7 +137,7 @@ CASES: dict[str, tuple[list[str], str]] = {
     "a word for a number": (["pretrain", "data", "--epochs", "ten"], f"--epochs takes a number, not 'ten'{SEE}"),
     "a fraction for a count": (
         ["pretrain", "data", "--batch-size", "8.5"],
-        f"--batch-size takes a whole number, not '8.5'{SEE}",
+        f"--batch-size takes a whole number or auto, not '8.5'{SEE}",
     ),
     "one word of two numbers": (
         ["pretrain", "data", "--method.crop-scale", "0.5", "x"],

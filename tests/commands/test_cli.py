@@ -17,6 +17,7 @@ from unmask.cli import COMMANDS, main
 from unmask.commands.pretrain import Pretrain, resolve
 from unmask.data.loader import WorkerDied
 from unmask.methods.conmim import ConMIMConfig
+from unmask.run_folder import RunFolder
 
 LIGHT = """
 import sys
@@ -110,10 +111,10 @@ def test_help_goes_quietly_into_a_closed_pipe() -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_a_slash_behind_a_folder_names_the_same_run(photo_folder: Path) -> None:
-    settings = ConMIMConfig()
-    with_slash, _ = resolve(Pretrain(data=f"{photo_folder}/", settings=settings), None)
-    without, _ = resolve(Pretrain(data=str(photo_folder), settings=settings), None)
+def test_a_slash_behind_a_folder_names_the_same_run(photo_folder: Path, tmp_path: Path) -> None:
+    settings, folder = ConMIMConfig(), RunFolder(tmp_path)
+    with_slash, _ = resolve(Pretrain(data=f"{photo_folder}/", settings=settings), None, folder)
+    without, _ = resolve(Pretrain(data=str(photo_folder), settings=settings), None, folder)
     assert with_slash == without
 
 

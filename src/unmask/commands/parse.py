@@ -17,6 +17,7 @@ STOPPED = 75
 """Exit code of a run that was stopped by a signal and can be resumed."""
 _KINDS = {
     "INT": "a whole number",
+    "INT|{auto}": "a whole number or auto",
     "FLOAT": "a number",
     "FLOAT FLOAT": "two numbers",
     "{[INT [INT ...]]}": "whole numbers",

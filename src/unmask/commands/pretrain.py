@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -13,18 +13,21 @@ from rich.console import Console
 from rich.markup import escape
 from typing_extensions import Doc
 
+from unmask.bench.fitting import largest_batch, parts_that_fit
 from unmask.commands.parse import STOPPED, given, parse
 from unmask.config import RunConfig, load_config
 from unmask.data.sources import Source, open_source
 from unmask.data.statistics import first_readable
-from unmask.defaults import Wishes, default_batch, default_workers, fit_settings
+from unmask.defaults import Wishes, cautious_batch, default_batch, default_workers, fit_settings
 from unmask.methods import find_method
 from unmask.methods.base import MethodConfig
-from unmask.pretrain import pretrain
+from unmask.pretrain import build_method, pretrain
 from unmask.recipes import find_recipe
 from unmask.run_folder import RunFolder
-from unmask.run_report import write_report
 from unmask.training.trainer import TrainingConfig, TrainingOptions, choose_device
+
+MOST_IMAGES = 2**16
+"""Of a batch that is chosen by memory alone: no published run has more."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +56,13 @@ class Pretrain:
         Doc("Mean and deviation of the channels: ImageNet's, or computed from the data."),
     ] = "imagenet"
     lr: Annotated[float | None, Doc("Peak learning rate, absolute. Default: by the method's rule.")] = None
-    batch_size: Annotated[int | None, Doc("Images of one optimizer step. Default: by data and device.")] = None
+    batch_size: Annotated[
+        int | Literal["auto"] | None,
+        Doc(
+            "Images of one optimizer step. auto: as many as fit into memory, a power of two; with a recipe its own "
+            "number, in as many parts as need be. Default: by data and device."
+        ),
+    ] = None
     workers: Annotated[int | None, Doc("Processes that decode images. Default: one a processor, at most 8.")] = None
     options: Annotated[TrainingOptions, tyro.conf.arg(name="")] = TrainingOptions()
     settings: Annotated[MethodConfig, tyro.conf.arg(name="method"), Doc("Knobs of the method.")]
@@ -64,8 +73,10 @@ def run(arguments: Sequence[str]) -> int:
     console = Console(soft_wrap=True)
     base = _base(arguments)
     command = parse(Pretrain, arguments, command="pretrain", default=_defaults(arguments, base))
-    config, notes = resolve(command, base)
-    folder = RunFolder(command.out or Path("runs") / default_name(config, command.recipe))
+    if command.batch_size == "auto" and given(arguments, "--accumulate") is not None:
+        raise ValueError("--batch-size auto chooses the parts of a batch itself: leave --accumulate out")
+    folder = RunFolder(command.out or Path("runs") / default_name(command))
+    config, notes = resolve(command, base, folder)
     describe(config, folder, notes, console)
     outcome = pretrain(config, folder, console)
     if outcome.kind == "stopped":
@@ -74,6 +85,9 @@ def run(arguments: Sequence[str]) -> int:
             highlight=False,
         )
         return STOPPED
+    # Only now: matplotlib takes longer to import than the whole command line, and nothing before needs it.
+    from unmask.run_report import write_report
+
     page = write_report(folder)
     console.print(f"encoder: {folder.encoder_file}\nreport:  {page}", highlight=False, markup=False)
     return 0
@@ -108,16 +122,15 @@ def _defaults(arguments: Sequence[str], base: RunConfig | None) -> Pretrain:
     )
 
 
-def resolve(command: Pretrain, base: RunConfig | None) -> tuple[RunConfig, list[str]]:
-    """The full configuration of a run, and a sentence for everything that was chosen for the data."""
-    # The same folder with and without a slash behind it is the same run.
-    data = command.data.rstrip("/") or command.data
+def resolve(command: Pretrain, base: RunConfig | None, folder: RunFolder) -> tuple[RunConfig, list[str]]:
+    """The full configuration of a run, and a sentence for everything that was chosen for data and machine."""
+    data = _data(command)
     source = open_source(data)
     channels = command.settings.encoder.channels if command.channels is None else command.channels
     first_readable(source, channels=channels)
     settings, notes = _settings(command, source, fit_to_data=base is None)
     batch = command.batch_size
-    if batch is None:
+    if batch is None or batch == "auto":
         batch = default_batch(len(source), choose_device(command.options.device).type != "cpu")
     training = TrainingConfig(
         **{field.name: getattr(command.options, field.name) for field in dataclasses.fields(TrainingOptions)},
@@ -125,7 +138,44 @@ def resolve(command: Pretrain, base: RunConfig | None) -> tuple[RunConfig, list[
         workers=default_workers() if command.workers is None else command.workers,
     )
     config = RunConfig(data=data, method=command.method_name, settings=settings, training=training)
+    if command.batch_size == "auto":
+        asked = None if base is None else base.training.batch_size
+        config = replace(config, training=_fitting(config, asked, len(source), folder, notes))
     return config, [f"{len(source)} images", *notes]
+
+
+def _data(command: Pretrain) -> str:
+    # The same folder with and without a slash behind it is the same run.
+    return command.data.rstrip("/") or command.data
+
+
+def _fitting(config: RunConfig, asked: int | None, samples: int, folder: RunFolder, notes: list[str]) -> TrainingConfig:
+    """The run's training with a batch that fits into memory: of `asked` images, in parts, or as many as there may be.
+
+    A run that has begun keeps what it has.
+    """
+    training = replace(config.training, accumulate=1)
+    begun = folder.values().get("training", {}) if folder.config_file.exists() else {}
+    if {"batch_size", "accumulate"} <= begun.keys():
+        batch, parts = begun["batch_size"], begun["accumulate"]
+        notes.append("batches as the run has begun with")
+    else:
+        most = cautious_batch(MOST_IMAGES, samples) if asked is None else asked
+        largest = largest_batch(
+            lambda: build_method(config),
+            replace(training, compile=False),
+            choose_device(training.device),
+            # Of what was asked for the next power of two: where that fits, so does what was asked for.
+            most=1 << (most - 1).bit_length(),
+        )
+        batch = largest if asked is None else asked
+        parts = parts_that_fit(batch, largest)
+        notes.append(f"a step of {batch // parts} images fits into memory")
+        if parts > 1:
+            notes.append(
+                f"batches of {batch} in {parts} parts: batch norm and contrasts between images see one part at a time"
+            )
+    return replace(training, batch_size=batch, accumulate=parts)
 
 
 def _settings(command: Pretrain, source: Source, *, fit_to_data: bool) -> tuple[MethodConfig, list[str]]:
@@ -153,12 +203,12 @@ def _settings(command: Pretrain, source: Source, *, fit_to_data: bool) -> tuple[
     return fit_settings(command.settings, wishes, source)
 
 
-def default_name(config: RunConfig, recipe: str | None) -> str:
+def default_name(command: Pretrain) -> str:
     """Name of the run folder when the user gives none: the same command always means the same folder."""
-    if recipe is not None:
-        return recipe
-    stem = Path(config.data.removeprefix("builtin:").rstrip("/")).resolve().name or "data"
-    return f"{config.method.rpartition(':')[2].lower()}-{stem}"
+    if command.recipe is not None:
+        return command.recipe
+    stem = Path(_data(command).removeprefix("builtin:")).resolve().name or "data"
+    return f"{command.method_name.rpartition(':')[2].lower()}-{stem}"
 
 
 def describe(config: RunConfig, folder: RunFolder, notes: list[str], console: Console) -> None:
@@ -172,7 +222,8 @@ def describe(config: RunConfig, folder: RunFolder, notes: list[str], console: Co
         "method": find_method(config.method).info.title,
         "data": f"{config.data} ({'; '.join(notes)})",
         "encoder": str(settings.encoder),
-        "training": f"{training.epochs:g} epochs, batches of {training.batch_size}, "
+        "training": f"{training.epochs:g} epochs, batches of {training.batch_size}"
+        f"{f' in {training.accumulate} parts' if training.accumulate > 1 else ''}, "
         f"on {choose_device(training.device)}, {training.workers} workers",
         "learning rate": f"{peak:.3g} ({rule}), {warmup:g} epochs of warm-up",
         "out": str(folder.path),
