@@ -1,31 +1,29 @@
 """Training steps per method: images/s, and the cost of an image relative to the first method, in one run.
 
-    python benchmarks/step.py --methods mae conmim cmae --encoder vit_small_patch16_224 --batch-size 16
+    python -m benchmarks.step --methods mae conmim cmae --encoder vit_small_patch16_224 --batch-size 16
 
 The batch is made once, so decoding is left out; views, masks, forward, backward, optimizer and target are in. Methods
-take turns, round by round, so that a machine whose speed drifts treats them alike; medians are printed.
+take turns, round by round, so that a machine whose speed drifts treats them alike; medians are shown.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import platform
-import statistics
 import sys
 import tempfile
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from time import perf_counter
 
 import torch
 
+from benchmarks.harness import ROOT, Table, facts, paired_ratio, publish, take_turns
 from unmask.data.batch import Batch
 from unmask.methods import find_method
 from unmask.models.tokenizers.dvae import DVAEConfig
 from unmask.training.trainer import Trainer, TrainingConfig, choose_device
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts"))
+sys.path.insert(0, str(ROOT / "scripts"))
 from make_docs import completed, noise_batch
 
 
@@ -45,45 +43,39 @@ def make_trainer(name: str, encoder: str, batch_size: int, device: torch.device)
 
 
 def main() -> None:
-    """Measure and print a table and a line of JSON."""
+    """Measure and publish."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--methods", nargs="+", default=["mae", "conmim", "cmae", "simmim"])
     parser.add_argument("--encoder", default="vit_small_patch16_224")
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
 
     device = choose_device(arguments.device)
-    entries = {name: make_trainer(name, arguments.encoder, arguments.batch_size, device) for name in arguments.methods}
-    seconds: dict[str, list[float]] = {name: [] for name in entries}
-    for turn in range(arguments.rounds + 1):
-        for name, (trainer, batch) in entries.items():
-            began = perf_counter()
-            trainer.train_step([batch])
-            if device.type == "cuda":
-                torch.cuda.synchronize()
-            if turn:  # the first turn warms up
-                seconds[name].append(perf_counter() - began)
-    first = statistics.median(seconds[arguments.methods[0]])
-    results = {}
-    print(f"{'method':<10}{'images/s':>10}{'ms an image':>14}{'cost by ' + arguments.methods[0]:>16}")
-    for name, times in seconds.items():
-        median = statistics.median(times)
-        results[name] = {"images_per_second": arguments.batch_size / median, "relative_cost": median / first}
-        per_image = 1000 * median / arguments.batch_size
-        print(f"{name:<10}{arguments.batch_size / median:>10.2f}{per_image:>14.1f}{median / first:>16.2f}")
-    facts = {
-        "torch": torch.__version__,
-        "device": str(device),
-        "threads": torch.get_num_threads(),
-        "machine": platform.machine(),
-        "encoder": arguments.encoder,
-        "batch_size": arguments.batch_size,
-        "rounds": arguments.rounds,
-        "seed": 0,
+    made = {name: make_trainer(name, arguments.encoder, arguments.batch_size, device) for name in arguments.methods}
+    steps = {name: partial(trainer.train_step, [batch]) for name, (trainer, batch) in made.items()}
+    timings = take_turns(steps, rounds=arguments.rounds)
+    first = timings[arguments.methods[0]]
+    results = {
+        name: {
+            "images_per_second": arguments.batch_size / timing.seconds,
+            "relative_cost": paired_ratio(timing.wall, first.wall),
+        }
+        for name, timing in timings.items()
     }
-    print(json.dumps(facts | {"results": results}))
+    rows = tuple(
+        (name, found["images_per_second"], 1000 / found["images_per_second"], found["relative_cost"])
+        for name, found in results.items()
+    )
+    table = Table(
+        f"A step of {arguments.encoder}, {arguments.batch_size} images, on {device}.",
+        ("method", "images/s", "ms an image", f"cost by {arguments.methods[0]}"),
+        rows,
+    )
+    about = facts(seed=0, device=str(device), encoder=arguments.encoder, batch_size=arguments.batch_size)
+    publish("step", [table], out=arguments.out, facts=about, results=results)
 
 
 if __name__ == "__main__":

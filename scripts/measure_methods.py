@@ -3,7 +3,7 @@
     python scripts/measure_methods.py                                  everything; needs a quiet machine
     python scripts/measure_methods.py --methods mae cmae --only step   some; the rest stays as it was measured
 
-Golden: each case of tests/golden is replayed as `unmask verify` does. Step: benchmarks/step.py times MAE and a few
+Golden: each case of tests/golden is replayed as `unmask verify` does. Step: `benchmarks.step` times MAE and a few
 methods in one run, in which they take turns, so that each figure has its own reference. What cannot be measured is said
 and left out.
 """
@@ -17,6 +17,7 @@ import math
 import shlex
 import subprocess
 import sys
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -108,17 +109,21 @@ def step_costs(names: list[str], encoder: str, batch_size: int, rounds: int, dev
     """Time a step of some methods and of MAE in one run of the benchmark."""
     options = ["--methods", *dict.fromkeys((REFERENCE, *names)), "--encoder", encoder]
     options += ["--batch-size", str(batch_size), "--rounds", str(rounds), "--device", device]
-    command = ["benchmarks/step.py", *options]
-    done = subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True, check=True)
-    facts = json.loads(done.stdout.splitlines()[-1])
+    command = ["-m", "benchmarks.step", *options]
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "step.json"
+        whole = [sys.executable, *command, "--out", str(out)]
+        subprocess.run(whole, cwd=ROOT, capture_output=True, text=True, check=True)
+        result = json.loads(out.read_text())
+    facts = result["facts"]
     return {
         name: StepCost(
-            relative=round(facts["results"][name]["relative_cost"], 2),
+            relative=round(result["results"][name]["relative_cost"], 2),
             encoder=facts["encoder"],
             batch_size=facts["batch_size"],
             device=facts["device"],
             threads=facts["threads"],
-            torch=facts["torch"],
+            torch=facts["versions"]["torch"],
             command=shlex.join(["python", *command]),
             date=today(),
         )
