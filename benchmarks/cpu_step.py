@@ -5,7 +5,8 @@ views is left out. Each side runs in a process of its own, because memory settin
 they take turns, one step each, and never run at the same time. Losses of all steps must agree to 1e-5, or there is no
 result. "Matrix share" is the time that the step's own matrix products take when they are run alone, on tensors that
 lie ready, by the time of the step: what is left is everything else (norms, activations, softmax, optimizer, target).
-Ratios are medians of the rounds' own ratios, of processor seconds.
+Ratios are medians of the rounds' own ratios, of processor seconds; "quickest by quickest" compares the best round of
+each side, which a machine that slows down now and then disturbs less.
 """
 
 from __future__ import annotations
@@ -166,6 +167,7 @@ def row(result: dict[str, Any]) -> tuple[str | float | int | None, ...]:
         result["batch_size"],
         images,
         ratio,
+        min(cpu["authors"]) / min(cpu["ours"]),
         compiled,
         paired_ratio(walls["authors"], walls["ours"]),
         100 * share,
@@ -180,6 +182,7 @@ COLUMNS = (
     "batch",
     "ours, images/s",
     "authors' time by ours",
+    "quickest by quickest",
     "by ours compiled",
     "by the clock",
     "matrix share, %",

@@ -94,7 +94,8 @@ def command() -> str:
     """How to run the same again."""
     module = Path(sys.argv[0]).resolve()
     name = module.relative_to(ROOT).with_suffix("").as_posix().replace("/", ".") if ROOT in module.parents else "?"
-    return " ".join(["python -m", name, *sys.argv[1:]])
+    threads = os.environ.get("OMP_NUM_THREADS")
+    return " ".join([*([f"OMP_NUM_THREADS={threads}"] if threads else []), "python -m", name, *sys.argv[1:]])
 
 
 def machine() -> dict[str, Any]:

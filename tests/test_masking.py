@@ -15,9 +15,11 @@ from unmask.masking import (
     blockwise_mask,
     disjoint_masks,
     fill_mask,
+    hidden_indices,
     masked_count,
     random_mask,
     sample_mask,
+    take_hidden,
     varying_mask,
     visible_indices,
 )
@@ -400,3 +402,21 @@ def test_varying_masks_stay_within_their_shares_on_any_grid(rows, columns, kind,
 def test_a_wrong_varying_config_is_refused_in_one_sentence(changes, sentence):
     with pytest.raises(ValueError, match=sentence):
         VaryingMaskConfig(**changes)
+
+
+@given(st.integers(1, 4), st.integers(2, 12), st.data())
+def test_hidden_values_are_taken_as_by_a_boolean_index(batch: int, patches: int, data: st.DataObject) -> None:
+    hidden = data.draw(st.integers(0, patches))
+    mask_BN = torch.stack([torch.tensor(data.draw(st.permutations(range(patches)))) for _ in range(batch)]) < hidden
+    values = torch.randn(batch, patches, 2, 3)
+    assert torch.equal(take_hidden(values, mask_BN, hidden=hidden), values[mask_BN])
+    assert torch.equal(take_hidden(values, mask_BN), values[mask_BN])
+    both = torch.cat([hidden_indices(mask_BN), visible_indices(mask_BN, hidden=hidden)], dim=1)
+    assert torch.equal(both.sort(dim=1).values, torch.arange(patches).expand(batch, -1))
+    assert torch.equal(hidden_indices(mask_BN, hidden=hidden), hidden_indices(mask_BN))
+
+
+def test_hidden_patches_of_unlike_masks_are_not_stacked() -> None:
+    mask_BN = torch.tensor([[True, False, False], [True, True, False]])
+    with pytest.raises(ValueError, match="equally many patches"):
+        hidden_indices(mask_BN)

@@ -64,4 +64,4 @@ def test_the_row_is_made_of_the_rounds_own_ratios() -> None:
         "wall": {"authors": [4.0, 4.0, 4.0], "ours": [2.0, 4.0, 4.0], "products": [1.0, 1.0, 1.0]},
         "losses": {"authors": [1.0], "ours": [1.0]},
     }
-    assert row(result) == ("mae", "vit_small", 1, 8, 2.0, 2.0, None, 1.0, 90.0, "0.0e+00")
+    assert row(result) == ("mae", "vit_small", 1, 8, 2.0, 2.0, 2.0, None, 1.0, 90.0, "0.0e+00")

@@ -123,7 +123,7 @@ def test_the_student_sees_visible_patches_only(tiny: Tiny, batch_for: BatchFor) 
     assert views.mask_BN is not None
     hidden_B1HW = views.mask_BN.view(4, 1, 4, 4).repeat_interleave(8, 2).repeat_interleave(8, 3)
     changed = torch.where(hidden_B1HW, torch.zeros(()), views.online)
-    student = [method._adapted(images, views.mask_BN) for images in (views.online, changed)]
+    student = [method._adapted(replace(views, online=images), views.mask_BN) for images in (views.online, changed)]
     assert torch.equal(*student)
     lessons = [method.lesson(images).features_BNW for images in (views.online, changed)]
     assert not torch.equal(*lessons)

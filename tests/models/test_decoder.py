@@ -102,3 +102,33 @@ def test_sizes_that_do_not_fit_are_refused() -> None:
 def test_sizes_below_one_are_refused(field: str) -> None:
     with pytest.raises(ValueError, match=rf"^decoder {field} must be at least 1, got 0$"):
         replace(SMALL, **cast(Any, {field: 0}))
+
+
+@pytest.mark.parametrize("depth", [0, 1, 2, 3])
+@pytest.mark.parametrize("prefix", [0, 1, 2])
+def test_hidden_features_are_those_of_the_whole(depth: int, prefix: int) -> None:
+    torch.manual_seed(0)
+    decoder = TransformerDecoder(
+        DecoderConfig(width=16, depth=depth, heads=2), encoder_width=12, out_width=5, grid=(2, 3), prefix=prefix
+    ).double()
+    mask_BN = torch.tensor([[1, 0, 1, 1, 0, 1], [0, 1, 1, 0, 1, 1]], dtype=torch.bool)
+    visible = torch.randn(2, prefix + 2, 12, dtype=torch.float64)
+    whole = decoder(visible, mask_BN)[mask_BN]
+    alone = decoder.hidden(visible, mask_BN).flatten(0, 1)
+    torch.testing.assert_close(alone, whole)
+    weights = torch.randn_like(whole)
+    parameters = [parameter for name, parameter in decoder.named_parameters() if not name.startswith("head")]
+    both = [torch.autograd.grad((found * weights).sum(), parameters, allow_unused=True) for found in (alone, whole)]
+    torch.testing.assert_close(*both)
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_sharing_mask_tokens_changes_no_number(depth: int) -> None:
+    torch.manual_seed(0)
+    decoder = TransformerDecoder(
+        DecoderConfig(width=16, depth=depth, heads=2), encoder_width=12, out_width=5, grid=(2, 3), prefix=1
+    ).double()
+    mask_BN = torch.tensor([[1, 0, 1, 1, 0, 1], [0, 1, 1, 0, 1, 1]], dtype=torch.bool)
+    visible = torch.randn(2, 3, 12, dtype=torch.float64)
+    plain = decoder.norm(decoder.blocks(decoder.place(visible, mask_BN)))[:, 1:]
+    torch.testing.assert_close(decoder(visible, mask_BN), plain)
