@@ -3,10 +3,10 @@
 Both sides (`benchmarks/plain/steps.py` is theirs, restated) start from the same weights and see the same views; making
 views is left out. Each side runs in a process of its own; they take turns, one step each, and never run at the same
 time. Losses of the first three steps must agree to 1e-5, or there is no result. "Matrix share" is the time that the
-step's own matrix products take when they are run alone, on tensors that lie ready, by the time of the step: what is left
-is everything else (norms, activations, softmax, optimizer, target). Ratios are medians of the rounds' own ratios, of
-processor seconds; "quickest by quickest" compares the best round of each side, which a machine that slows down now and
-then disturbs less.
+step's own matrix products take when they are run alone, on tensors that lie ready, by the time of the step: what is
+left is everything else (norms, activations, softmax, optimizer, target). Ratios are of
+processor seconds, medians over the rounds; "quickest by quickest" compares the best round of each side, which a machine
+that slows down now and then disturbs less.
 """
 
 from __future__ import annotations
