@@ -32,6 +32,7 @@ from benchmarks.harness import Table, facts, paired_ratio, publish, take_turns
 from benchmarks.plain.steps import PlainStep
 from benchmarks.products import Product, RecordProducts
 from benchmarks.trainers import Setting, make_trainer
+from unmask.bench.clock import wait_for
 from unmask.data.batch import Batch
 from unmask.training.trainer import Trainer, choose_device
 
@@ -95,17 +96,12 @@ def _rate(shape: Shape, device: torch.device, dtype: torch.dtype, seconds: float
         began = perf_counter()
         for _ in range(times):
             torch.bmm(first, second, out=out)
-        _wait(device)
+        wait_for(device)
         return perf_counter() - began
 
     timed(1)
     times = max(1, int(seconds / 3 / max(timed(1), 1e-6)))
     return flops_of(shape) * times / min(timed(times) for _ in range(3))
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from unmask.bench.made import made_batch
 from unmask.data.batch import Batch
 from unmask.methods import find_method
 from unmask.methods.base import MethodConfig
@@ -81,7 +82,4 @@ def make_trainer(
         compile=compile_mode == "default",
     )
     trainer = Trainer(method, training, steps_per_epoch=1000, device=device)
-    (crop,) = method.crops
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randint(256, (setting.batch, 3, crop.height, crop.width), dtype=torch.uint8, generator=generator)
-    return trainer, Batch.of(images, seed=0).to(device)
+    return trainer, made_batch(method, setting.batch).to(device)

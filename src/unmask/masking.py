@@ -315,6 +315,14 @@ def hidden_indices(mask_BN: Mask, *, hidden: int | None = None) -> Int64[Tensor,
     return mask_BN.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, : _count(mask_BN, hidden)]
 
 
+def hidden_positions(mask_BN: Mask, *, hidden: int | None = None) -> tuple[Int64[Tensor, "B M"], Bool[Tensor, "B M"]]:
+    """Positions of each sample's hidden patches, and which of them truly are: samples that hide fewer than the one that
+    hides most are filled up with visible ones. `hidden` as in `visible_indices`."""
+    most = int(mask_BN.sum(dim=1).max()) if hidden is None else hidden
+    positions_BM = hidden_indices(mask_BN, hidden=most)
+    return positions_BM, mask_BN.gather(1, positions_BM)
+
+
 def take_hidden(
     values_BN: Shaped[Tensor, "B N ..."], mask_BN: Mask, *, hidden: int | None = None
 ) -> Shaped[Tensor, "_ ..."]:

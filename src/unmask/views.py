@@ -59,7 +59,7 @@ def random_flip(
     images_BCHW: Shaped[Tensor, "B C H W"], generator: torch.Generator, p: float = 0.5
 ) -> Shaped[Tensor, "B C H W"]:
     """Mirror each sample left to right with probability `p`."""
-    return flip(images_BCHW, torch.rand(len(images_BCHW), generator=generator, device=generator.device) < p)
+    return flip(images_BCHW, _flip_flags(images_BCHW, generator, p))
 
 
 def window(
@@ -207,8 +207,8 @@ def pixel_shift_views(
     return online_BCHW, target_BCHW
 
 
-def _flip_flags(images_BCHW: Tensor, generator: torch.Generator) -> Tensor:
-    return torch.rand(len(images_BCHW), generator=generator, device=generator.device) < 0.5
+def _flip_flags(images_BCHW: Tensor, generator: torch.Generator, p: float = 0.5) -> Tensor:
+    return torch.rand(len(images_BCHW), generator=generator, device=generator.device) < p
 
 
 def _plan(config: ColourConfig | None, images_BCHW: Tensor, generator: torch.Generator) -> ColourPlan | None:

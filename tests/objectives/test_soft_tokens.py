@@ -9,7 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from unmask.objectives.soft_tokens import hidden_positions, multi_choice_loss, patch_similarity
+from unmask.masking import hidden_positions
+from unmask.objectives.soft_tokens import multi_choice_loss, patch_similarity
 
 
 @settings(max_examples=30, deadline=None)

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import count, islice
+from itertools import count
 from time import perf_counter
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from unmask.data.batch import Batch, CropConfig
 from unmask.data.captions import Captions
 from unmask.data.dataset import CropDataset
-from unmask.data.loader import CropLoader
+from unmask.data.loader import CropLoader, collate_samples
 from unmask.data.sources import Source
 
 FEWEST_BATCHES = 4
 TAKEN_APART = 64
 """Images whose parts are measured."""
+ENDLESS = 2**31
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,16 +70,15 @@ def open_loader(
     channels: int,
     batch_size: int,
     workers: int,
-    steps: int,
     captions: bool,
     pin_memory: bool,
 ) -> CropLoader:
-    """The loader as pre-training has it, for so many batches."""
+    """The loader as pre-training has it; it is left before its end."""
     return CropLoader(
         source,
         crops,
         batch_size=batch_size,
-        total_steps=steps,
+        total_steps=ENDLESS,
         seed=0,
         workers=workers,
         channels=channels,
@@ -105,7 +104,6 @@ def measure_data(
         channels=channels,
         batch_size=batch_size,
         workers=workers,
-        steps=2**31,
         captions=captions,
         pin_memory=False,
     )
@@ -142,9 +140,7 @@ def _parts(source: Source, crops: tuple[CropConfig, ...], *, channels: int, batc
     whole = perf_counter() - began
     began = perf_counter()
     for start in range(0, len(samples), batch_size):
-        part = islice(samples, start, start + batch_size)
-        for group in zip(*(sample.crops for sample in part), strict=True):
-            torch.stack(group)
+        collate_samples(samples[start : start + batch_size])
     collate = perf_counter() - began
     images = len(spread)
     return {

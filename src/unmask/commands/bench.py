@@ -33,8 +33,6 @@ WHAT = {
     "step": "a training step: images/s, where the time goes, memory, share of the possible",
     "data": "the data: images/s from files to batches, and what an image costs a worker",
 }
-SEVERAL = 2**31
-"""Steps of a loader that is left before its end."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,7 +140,6 @@ def _step(command: BenchStep, console: Console) -> None:
             channels=method.config.encoder.channels,
             batch_size=training.batch_size,
             workers=training.workers,
-            steps=SEVERAL,
             captions=method.reads_captions,
             pin_memory=device.type == "cuda",
         )

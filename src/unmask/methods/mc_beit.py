@@ -29,7 +29,7 @@ from torch import Tensor
 from typing_extensions import Doc
 
 from unmask.data.batch import Batch, CropConfig
-from unmask.masking import MaskConfig
+from unmask.masking import MaskConfig, hidden_positions
 from unmask.methods.base import (
     Inspection,
     Method,
@@ -43,7 +43,7 @@ from unmask.methods.tokens import TokenMethodConfig, check_tokenizer, load_token
 from unmask.models.build import build_encoder
 from unmask.models.encoder import Encoder
 from unmask.models.encoder_config import EncoderConfig
-from unmask.objectives.soft_tokens import hidden_positions, multi_choice_loss, patch_similarity
+from unmask.objectives.soft_tokens import multi_choice_loss, patch_similarity
 from unmask.optimisation import OptimizerConfig, ParameterRule
 from unmask.trainee import Losses, one_dimensional
 from unmask.views import Views, denormalise

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from unmask.masking import hidden_positions
 from unmask.objectives.chunks import by_rows
 
 
@@ -31,11 +32,9 @@ def patch_infonce(
     `hidden` is the number of hidden patches where every sample hides as many and the caller knows it: it is trusted,
     and the device is not waited for.
     """
-    most = int(mask_BN.sum(dim=1).max()) if hidden is None else hidden
-    # Hidden positions first; samples that hide fewer are padded with visible positions, whose terms are left out below.
-    positions_BM = mask_BN.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :most]
+    # Samples that hide fewer are filled up with visible positions, whose terms are left out below.
+    positions_BM, hidden_BM = hidden_positions(mask_BN, hidden=hidden)
     queries_BMD = online_BND.gather(1, positions_BM[..., None].expand(-1, -1, online_BND.shape[-1]))
-    hidden_BM = mask_BN.gather(1, positions_BM)
     labels_BM = positions_BM.masked_fill(~hidden_BM, -100)
 
     def entropies(queries_BMD: Tensor, keys_BND: Tensor, labels_BM: Tensor) -> Tensor:
@@ -44,7 +43,7 @@ def patch_infonce(
         return flat.unflatten(0, labels_BM.shape)
 
     rows = F.normalize(queries_BMD, dim=-1), F.normalize(target_BND, dim=-1), labels_BM
-    return by_rows(entropies, *rows, width=most * mask_BN.shape[1]).sum() / hidden_BM.sum()
+    return by_rows(entropies, *rows, width=positions_BM.shape[1] * mask_BN.shape[1]).sum() / hidden_BM.sum()
 
 
 def gather_without_gradient(features_BD: Float[Tensor, "B D"]) -> tuple[Float[Tensor, "G D"], int]:

@@ -11,14 +11,6 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 
-def hidden_positions(mask_BN: Bool[Tensor, "B N"]) -> tuple[Int64[Tensor, "B M"], Bool[Tensor, "B M"]]:
-    """Positions of each sample's hidden patches, and which of them truly are: samples that hide fewer are filled up
-    with visible ones."""
-    most = int(mask_BN.sum(dim=1).max())
-    positions_BM = mask_BN.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :most]
-    return positions_BM, mask_BN.gather(1, positions_BM)
-
-
 def patch_similarity(
     features_BND: Float[Tensor, "B N D"], positions_BM: Int64[Tensor, "B M"], temperature: float
 ) -> Float[Tensor, "B M N"]:
