@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from unmask.colour import ColourConfig
+from unmask.colour.plan import ColourConfig
 from unmask.views import (
     Views,
     denormalise,

@@ -20,7 +20,7 @@ _HOMES = {
     "open_source": "unmask.data.sources",
     "MaskConfig": "unmask.masking",
     "Views": "unmask.views",
-    "ColourConfig": "unmask.colour",
+    "ColourConfig": "unmask.colour.plan",
     "Encoder": "unmask.models.encoder",
     "EncoderConfig": "unmask.models.encoder_config",
     "DecoderConfig": "unmask.models.decoder",
@@ -47,7 +47,7 @@ _HOMES = {
 __all__ = ["__version__", *_HOMES]
 
 if TYPE_CHECKING:
-    from unmask.colour import ColourConfig as ColourConfig
+    from unmask.colour.plan import ColourConfig as ColourConfig
     from unmask.config import RunConfig as RunConfig
     from unmask.data.batch import Batch as Batch
     from unmask.data.batch import CropConfig as CropConfig

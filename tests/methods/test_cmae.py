@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from unmask.colour import ColourConfig
+from unmask.colour.plan import ColourConfig
 from unmask.data.batch import Batch
 from unmask.masking import masked_count, sample_mask
 from unmask.methods.cmae import CMAE, CMAEConfig

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from unmask.colour import ColourConfig
+from unmask.colour.plan import ColourConfig
 from unmask.data.batch import Batch
 from unmask.methods.dino import DINO, DINOConfig
 from unmask.methods.multi_crop import MultiCropConfig, local_size

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from unmask.colour import ColourConfig
+from unmask.colour.plan import ColourConfig
 from unmask.data.batch import Batch
 from unmask.methods.extrema import ExtreMA, ExtreMAConfig
 from unmask.models.encoder_config import EncoderConfig

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from unmask.colour import ColourConfig
+from unmask.colour.plan import ColourConfig
 from unmask.data.batch import Batch
 from unmask.interop.golden import load_tensors, tensor_file
 from unmask.masking import MaskConfig, masked_count

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from typing_extensions import Doc, TypeVar
 
-from unmask.colour import ColourConfig
+from unmask.colour.plan import ColourConfig
 from unmask.data.batch import Batch, CropConfig
 from unmask.data.sources import Source
 from unmask.masking import MaskConfig, masked_count, sample_mask

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from typing_extensions import Doc
 
-from unmask.colour import ColourConfig
+from unmask.colour.plan import ColourConfig
 from unmask.data.batch import Batch, CropConfig
 from unmask.masking import MaskConfig
 from unmask.methods.base import (

@@ -32,7 +32,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from typing_extensions import Doc
 
-from unmask.colour import ColourConfig
+from unmask.colour.plan import ColourConfig
 from unmask.data.batch import Batch, CropConfig
 from unmask.masking import Mask, MaskConfig, masked_count, sample_mask, take_hidden
 from unmask.methods.base import (

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 from typing_extensions import Doc
 
-from unmask.colour import ColourConfig
+from unmask.colour.plan import ColourConfig
 from unmask.data.batch import Batch, CropConfig
 from unmask.masking import MaskConfig, masked_count, sample_mask, take_hidden
 from unmask.methods.base import (

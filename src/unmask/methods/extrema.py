@@ -33,7 +33,8 @@ from jaxtyping import Bool
 from torch import Tensor
 from typing_extensions import Doc
 
-from unmask.colour import ColourConfig, apply_colour, sample_colour
+from unmask.colour.apply import apply_colour
+from unmask.colour.plan import ColourConfig, sample_colour
 from unmask.data.batch import Batch, CropConfig
 from unmask.masking import MaskConfig, disjoint_masks, masked_count
 from unmask.methods.base import (

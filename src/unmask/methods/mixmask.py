@@ -40,7 +40,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 from typing_extensions import Doc
 
-from unmask.colour import ColourConfig
+from unmask.colour.plan import ColourConfig
 from unmask.data.batch import Batch, CropConfig
 from unmask.data.sources import Source
 from unmask.masking import blockwise_mask

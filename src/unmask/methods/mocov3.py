@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 from typing_extensions import Doc
 
-from unmask.colour import ColourConfig
+from unmask.colour.plan import ColourConfig
 from unmask.data.batch import Batch, CropConfig
 from unmask.methods.base import Inspection, Method, MethodConfig, MethodInfo, two_crops, two_views
 from unmask.methods.siamese import BYOL_FIRST, BYOL_SECOND, image_feature, second_view

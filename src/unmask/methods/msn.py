@@ -32,7 +32,7 @@ import torch
 from torch import Tensor
 from typing_extensions import Doc
 
-from unmask.colour import ColourConfig
+from unmask.colour.plan import ColourConfig
 from unmask.data.batch import Batch, CropConfig
 from unmask.masking import MaskConfig, masked_count, sample_mask
 from unmask.methods.base import (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from unmask.colour import ColourConfig
+from unmask.colour.plan import ColourConfig
 from unmask.models.encoder import Encoder
 from unmask.views import Views
 

@@ -35,7 +35,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from typing_extensions import Doc
 
-from unmask.colour import ColourConfig, apply_colour, sample_colour
+from unmask.colour.apply import apply_colour
+from unmask.colour.plan import ColourConfig, sample_colour
 from unmask.data.batch import Batch, CropConfig
 from unmask.masking import MaskConfig, sample_mask
 from unmask.methods.base import (

@@ -21,7 +21,7 @@ from typing import Annotated, ClassVar
 from torch import Tensor
 from typing_extensions import Doc
 
-from unmask.colour import ColourConfig
+from unmask.colour.plan import ColourConfig
 from unmask.data.batch import Batch, CropConfig
 from unmask.methods.base import (
     Inspection,

@@ -24,7 +24,7 @@ from typing import Annotated, ClassVar
 from torch import Tensor, nn
 from typing_extensions import Doc
 
-from unmask.colour import ColourConfig
+from unmask.colour.plan import ColourConfig
 from unmask.data.batch import Batch, CropConfig
 from unmask.methods.base import Inspection, Method, MethodConfig, MethodInfo, two_crops, two_views
 from unmask.methods.siamese import image_feature, second_view

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 from typing_extensions import Doc
 
-from unmask.colour import ColourConfig
+from unmask.colour.plan import ColourConfig
 from unmask.data.batch import Batch
 from unmask.methods.base import MaskedMethodConfig, shared_views
 from unmask.models.encoder import Encoder
