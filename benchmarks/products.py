@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-Product = tuple[tuple[int, ...], tuple[int, ...], bool, bool]
-"""Shapes of both factors, and whether each lies transposed in memory, which decides the kernel."""
+from unmask.models.products import matrix_product, quick_products
+
+Product = tuple[tuple[int, ...], tuple[int, ...], bool, bool, bool]
+"""Shapes of both factors, whether each lies transposed in memory, and whether NumPy multiplies: what decides the
+kernel."""
 
 
 class RecordProducts(TorchDispatchMode):
@@ -22,8 +26,8 @@ class RecordProducts(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func.overloadpacket.__name__
-        if name in ("mm", "bmm"):
-            self._note(args[0], args[1])
+        if name in ("mm", "bmm", "matrix_product"):
+            self._note(args[0], args[1], by_numpy=name == "matrix_product")
         elif name in ("addmm", "baddbmm"):
             self._note(args[1], args[2])
         elif name == "_scaled_dot_product_flash_attention_for_cpu":
@@ -34,20 +38,20 @@ class RecordProducts(TorchDispatchMode):
             self.products[_plain_shapes(args[1], args[2])] += 1
         return func(*args, **(kwargs or {}))
 
-    def _note(self, first: torch.Tensor, second: torch.Tensor) -> None:
+    def _note(self, first: torch.Tensor, second: torch.Tensor, *, by_numpy: bool = False) -> None:
         turned = (first.stride(-1) != 1, second.stride(-1) != 1)
-        self.products[(tuple(first.shape), tuple(second.shape), *turned)] += 1
+        self.products[(tuple(first.shape), tuple(second.shape), *turned, by_numpy)] += 1
 
     def _attention(self, query: torch.Tensor, key: torch.Tensor, times: int) -> None:
         batch, heads, length, width = query.shape
         flat, keys = batch * heads, key.shape[2]
         self.products[_plain_shapes(query, key)] += times
-        self.products[((flat, length, keys), (flat, keys, width), False, False)] += times
+        self.products[((flat, length, keys), (flat, keys, width), False, False, False)] += times
 
 
 def _plain_shapes(query: torch.Tensor, key: torch.Tensor) -> Product:
     batch, heads, length, width = query.shape
-    return ((batch * heads, length, width), (batch * heads, width, key.shape[2]), False, True)
+    return ((batch * heads, length, width), (batch * heads, width, key.shape[2]), False, True, False)
 
 
 def products_alone(step: Callable[[], Any]) -> Callable[[], None]:
@@ -55,15 +59,19 @@ def products_alone(step: Callable[[], Any]) -> Callable[[], None]:
     with RecordProducts() as record:
         step()
     ready = []
-    for (first, second, turned, other_turned), times in record.products.items():
+    for (first, second, turned, other_turned, by_numpy), times in record.products.items():
         one, other = _tensor(first, turned), _tensor(second, other_turned)
-        product = torch.bmm if len(first) == 3 else torch.mm
-        ready.append((product, one, other, product(one, other), times))
+        product: Callable[..., Any] = torch.bmm if len(first) == 3 else torch.mm
+        out = product(one, other)
+        ready.append(
+            (partial(matrix_product, one, other) if by_numpy else partial(product, one, other, out=out), times)
+        )
 
     def run() -> None:
-        for product, one, other, out, times in ready:
-            for _ in range(times):
-                product(one, other, out=out)
+        with quick_products():
+            for product, times in ready:
+                for _ in range(times):
+                    product()
 
     return run
 

@@ -11,7 +11,7 @@ from typing import Literal
 
 import torch
 from scipy.stats import t as student
-from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from unmask.data.multilabel import MultiLabelSource

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from benchmarks.products import RecordProducts, products_alone
 from torch.utils.flop_counter import FlopCounterMode
 
 from unmask.methods.simmim import SimMIM, SimMIMConfig
+from unmask.models.products import matrix_product
 
 
 @pytest.mark.parametrize("name", ["mae", "cmae", "conmim"])
@@ -46,12 +48,15 @@ def test_products_are_counted_with_their_layout_and_run_again() -> None:
     with calls:
         torch.mm(one, other.t())
         torch.bmm(one[None], other.t()[None])
-    assert calls.products == {((3, 5), (5, 7), False, True): 1, ((1, 3, 5), (1, 5, 7), False, True): 1}
-    run = products_alone(lambda: torch.mm(one, other.t()))
-    again = RecordProducts()
-    with again:
-        run()
-    assert again.products == {((3, 5), (5, 7), False, True): 1}
+        matrix_product(one, other.t())
+    by_torch, by_numpy = ((3, 5), (5, 7), False, True, False), ((3, 5), (5, 7), False, True, True)
+    assert calls.products == {by_torch: 1, ((1, 3, 5), (1, 5, 7), False, True, False): 1, by_numpy: 1}
+    for product, kind in ((torch.mm, by_torch), (matrix_product, by_numpy)):
+        run = products_alone(partial(product, one, other.t()))
+        again = RecordProducts()
+        with again:
+            run()
+        assert again.products == {kind: 1}
 
 
 def test_the_row_is_made_of_the_rounds_own_ratios() -> None:

@@ -41,6 +41,7 @@ def test_both_sides_give_as_many_views_of_the_same_size_and_range(name):
 
 def test_views_of_conmim_and_cmae_show_what_the_authors_show():
     image = pipelines.decoded(photos(1)[0])
+    random.seed(0)
     torch.manual_seed(0)
     weak, strong = pipelines.conmim()(image)
     assert weak.shape == strong.shape

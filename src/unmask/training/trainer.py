@@ -17,6 +17,7 @@ from torch import Tensor
 from typing_extensions import Doc
 
 from unmask.errors import Failure
+from unmask.models.products import gains_by_products, quick_products
 from unmask.optimisation import build_optimizer, finish_gradients, set_rates
 from unmask.trainee import B, Losses, Trainee
 from unmask.training.checkpoint import (
@@ -171,6 +172,8 @@ class Trainer(Generic[B]):
         self._losses: Callable[[Any, float], Losses] = (
             torch.compile(trainee.losses) if config.compile else trainee.losses
         )
+        plain = device.type == "cpu" and self.dtype is None and not config.compile
+        self._products = quick_products if plain and gains_by_products(trainee) else nullcontext
         self._phase = phase
         self._pending: list[_Figures] = []
 
@@ -204,7 +207,8 @@ class Trainer(Generic[B]):
         if self.trainee.target_moves == "before step":
             self._move_target(progress)
         self.optimizer.zero_grad(set_to_none=True)
-        sums = self._gradients(batches, progress)
+        with self._products():
+            sums = self._gradients(batches, progress)
         with self._phase("optimizer"):
             self.scaler.unscale_(self.optimizer)
             norm = finish_gradients(self.optimizer, settings, progress)
