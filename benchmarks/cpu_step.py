@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -103,7 +104,11 @@ class Side:
     def __init__(self, side: str, method: str, encoder: str, batch_size: int, threads: int) -> None:
         options = ["--serve", side, "--serve-threads", str(threads), "--batch-size", str(batch_size)]
         command = [sys.executable, "-m", "benchmarks.cpu_step", *options, "--methods", method, "--encoders", encoder]
-        self.process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        # As `unmask` sets it, and as the authors' scripts do not.
+        environment = os.environ if side == "authors" else os.environ | {"OMP_WAIT_POLICY": "passive"}
+        self.process = subprocess.Popen(
+            command, cwd=ROOT, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
 
     def step(self) -> dict[str, Any]:
         """Time and loss of one more step."""

@@ -14,14 +14,13 @@ import argparse
 import importlib
 import inspect
 import tempfile
-from collections.abc import Callable
+import warnings
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from docs_text import code, explanation, linked, markdown, prose_and_code, table
-from torch.overrides import TorchFunctionMode
 
 from unmask.cli import COMMANDS
 from unmask.commands.methods import NO_RECIPE, cost, proof, recipes_of
@@ -174,22 +173,11 @@ def picture(name: str, folder: Path) -> str:
         config = completed(cls.Config(), TOKENIZERS.get(name, DVAEConfig()), folder)
         method: Method[Any] = cls(shrunken(config, DEPTHS.get(name, 1)))
         flow = trace_flow(method, noise_batch(method), progress=PROGRESS)
-        with _Zeros():
+        # Only counted: what is loaded into it goes nowhere, which torch would say of every tensor.
+        with torch.device("meta"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             full: Method[Any] = cls(config)
     return draw_flow(with_parameters(flow, full), title=f"Data flow of a training step of {cls.info.title}")
-
-
-class _Zeros(TorchFunctionMode):
-    """New networks start at zero, which is quick: those that are made to be counted need no random start."""
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        if func.__name__ in ("uniform_", "normal_"):
-            tensor = next(iter((*args, *(kwargs or {}).values())))  # torch.nn.init passes its tensor by name
-            tensor.detach().zero_()
-            return tensor
-        return func(*args, **(kwargs or {}))
 
 
 def completed(config: Config, tokenizer: TokenizerConfig, folder: Path) -> Config:

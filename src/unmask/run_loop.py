@@ -14,9 +14,11 @@ from itertools import islice
 from time import monotonic
 from typing import Any, Generic, Literal, Protocol, TypeVar, runtime_checkable
 
+import torch
 from rich.console import Console
 
 from unmask.data.loader import TooManyBadFiles
+from unmask.errors import Failure
 from unmask.progress import RunProgress
 from unmask.run_folder import RunFolder
 from unmask.trainee import B
@@ -179,7 +181,7 @@ class _Loop(RunState, Generic[B]):
             except TooManyBadFiles:
                 self.folder.write_bad_files(self.bad_files | dict(loader.bad_files))
                 raise
-            trainer.take_step(parts)
+            self._take_step(parts)
             self.bad_files |= loader.bad_files
             done = trainer.step == trainer.total_steps
             log_due = trainer.step % config.log_every == 0 or done
@@ -214,6 +216,19 @@ class _Loop(RunState, Generic[B]):
             logged_at += spent
             clock += spent
 
+    def _take_step(self, parts: list[B]) -> None:
+        try:
+            self.trainer.take_step(parts)
+        except RuntimeError as error:
+            if not _is_out_of_memory(error):
+                raise
+            config = self.trainer.config
+            raise Failure(
+                f"{self.trainer.device} has not enough memory for a step of {config.batch_size // config.accumulate} "
+                f"images; the run so far is kept in {self.folder.path}: try --batch-size auto, which finds what fits, "
+                "or a smaller --batch-size"
+            ) from error
+
     def _resume(self) -> None:
         checkpoint, troubles = self.folder.newest_checkpoint(self.trainer.device)
         for sentence in troubles:
@@ -247,3 +262,8 @@ class _Loop(RunState, Generic[B]):
         self.saved_step = self.trainer.step
         prune_checkpoints(self.folder.checkpoints, self.trainer.step, keep_every=self.trainer.config.keep_every)
         self.folder.write_bad_files(self.bad_files)
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    """torch has an error of its own for a GPU that is full, and a sentence for a processor."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

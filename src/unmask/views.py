@@ -18,7 +18,6 @@ from torch import Tensor
 
 from unmask.colour.groups import change_in_groups
 from unmask.colour.plan import ColourConfig, ColourPlan, sample_colour
-from unmask.data.batch import unwritten
 from unmask.masking import Mask
 
 
@@ -226,9 +225,9 @@ def _view(
 
         if corner_B2 is None:
             corner_B2 = torch.zeros(len(crops_BCHW), 2, dtype=torch.int64)
-        views_BCHW = unwritten((*crops_BCHW.shape[:2], height, width), torch.float32)
-        views_of_bytes(crops_BCHW, flip_B, corner_B2, plan, mean_C11.flatten(), factor_C11.flatten(), views_BCHW)
-        return views_BCHW
+        return views_of_bytes(
+            crops_BCHW, flip_B, corner_B2, plan, mean_C11.flatten(), factor_C11.flatten(), height=height, width=width
+        )
     flipped_BCHW = flip(crops_BCHW, flip_B)
     windows_BCHW = (
         flipped_BCHW[:, :, :height, :width] if corner_B2 is None else window(flipped_BCHW, corner_B2, height, width)

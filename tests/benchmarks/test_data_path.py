@@ -41,11 +41,9 @@ def test_both_sides_give_as_many_views_of_the_same_size_and_range(name):
 
 def test_views_of_conmim_and_cmae_show_what_the_authors_show():
     image = pipelines.decoded(photos(1)[0])
-    random.seed(0)
-    torch.manual_seed(0)
-    weak, strong = pipelines.conmim()(image)
-    assert weak.shape == strong.shape
-    assert not torch.equal(weak, strong)
+    pairs = [pipelines.conmim()(image) for _ in range(8)]  # one in five keeps its colours
+    assert all(weak.shape == strong.shape == (3, 224, 224) for weak, strong in pairs)
+    assert any(not torch.equal(weak, strong) for weak, strong in pairs)
     first, _ = pipelines.cmae(size=64, shift=0)(image)
     assert first.shape == (3, 64, 64)
 

@@ -8,6 +8,7 @@ import signal
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -21,7 +22,9 @@ from tiny_runs import (
     read_records,
     tiny_options,
 )
+from unmask.cli import main
 from unmask.training.checkpoint import checkpoint_path, load_checkpoint, saved_steps
+from unmask.training.trainer import Trainer
 
 EPOCHS = 20
 STEPS = 40
@@ -159,4 +162,34 @@ def test_a_disk_that_fills_up_stops_the_run_with_a_sentence(unbroken: Unbroken, 
     assert os.listdir(run / "checkpoints") == []
     ended = CommandProcess(unbroken.command(run), tmp_path).end()
     assert (ended.code, ended.err) == (0, "")
+    assert_same_end(run, unbroken)
+
+
+@pytest.mark.parametrize("where", ["gpu", "processor"])
+def test_a_step_that_memory_does_not_hold_ends_the_run_with_a_sentence(
+    where: str,
+    unbroken: Unbroken,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    whole = Trainer.take_step
+
+    def full(trainer: Trainer[Any], batches: Any) -> None:
+        if trainer.step == 2 and where == "gpu":
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        if trainer.step == 2:
+            torch.empty(2**56)  # no machine has this
+        whole(trainer, batches)
+
+    run = tmp_path / "run"
+    monkeypatch.setattr(Trainer, "take_step", full)
+    assert main(unbroken.command(run)) == 1
+    err = capsys.readouterr().err
+    assert err.startswith("unmask: cpu has not enough memory for a step of 8 images; the run so far is kept in ")
+    assert "try --batch-size auto" in err
+    assert err.count("\n") == 1
+    assert saved_steps(run / "checkpoints") == [2]
+    monkeypatch.undo()
+    assert main(unbroken.command(run)) == 0
     assert_same_end(run, unbroken)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
@@ -118,14 +119,40 @@ def test_operations_are_counted_like_torchs() -> None:
     assert counts == [3 * 2 * 64 * 512 * 256] * 2
 
 
-def test_the_machine_alone_decides(monkeypatch: pytest.MonkeyPatch) -> None:
-    known = {"AuthenticAMD": torch.backends.mkl.is_available(), "GenuineIntel": False, "": False}
+@pytest.fixture
+def processor_of(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
+    """Pretends a processor of another maker."""
+
+    def pretend(vendor: str) -> None:
+        monkeypatch.setattr(products, "_processor", lambda: f"vendor_id : {vendor}")
+        products._on_suitable_machine.cache_clear()
+
+    yield pretend
+    products._on_suitable_machine.cache_clear()
+
+
+def test_the_maker_of_the_processor_decides(
+    processor_of: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     library = np.show_config(mode="dicts")["Build Dependencies"]["blas"]["name"]
-    for vendor, quicker in known.items():
-        monkeypatch.setattr(products, "_processor", lambda vendor=vendor: f"vendor_id : {vendor}")
-        numpy_is_quicker.cache_clear()
+    for vendor, quicker in {
+        "AuthenticAMD": torch.backends.mkl.is_available(),
+        "GenuineIntel": False,
+        "": False,
+    }.items():
+        processor_of(vendor)
         assert numpy_is_quicker() is (quicker and "openblas" in library)
-    numpy_is_quicker.cache_clear()
+
+
+@pytest.mark.parametrize(("policy", "threads", "quicker"), [("", 1, True), ("", 2, False), ("PASSIVE", 2, True)])
+def test_threads_that_spin_are_not_competed_with(
+    policy: str, threads: int, quicker: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(products, "_on_suitable_machine", lambda: True)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    monkeypatch.setenv("OMP_WAIT_POLICY", policy)
+    assert numpy_is_quicker() is quicker
 
 
 def test_only_wide_layers_gain(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,9 +4,9 @@ Numba compiles them at their first use and keeps the result beside this file or,
 user's cache directory. An image stays in the processor's cache from its first operation to its last, and no operation
 takes memory for more than a plane; a tensor library goes over memory for every sum and product.
 
-The loops change one image at a time: float32, [C, H, W], contiguous. `groups.py` has the same operations in torch, and
-`plan.py` says which values they take. Loops that read several channels write to rows of their own first: a compiler
-that cannot rule out that what is written overlaps with what is read gives up its vector instructions.
+The loops change some rows of one image at a time: float32, [C, H, W], contiguous. `groups.py` has the same operations
+in torch, and `plan.py` says which values they take. Loops that read several channels write to rows of their own first:
+a compiler that cannot rule out that what is written overlaps with what is read gives up its vector instructions.
 
 Shape legend: B samples, C channels, H x W pixels, S steps.
 """
@@ -31,13 +31,13 @@ from unmask.colour.plan import (
     CONTRAST,
     GREY,
     GREY_WEIGHTS,
-    NONE,
     SATURATION,
     SIGMAS,
     SOLARISE,
     TURNED_HUE,
     ColourPlan,
 )
+from unmask.data.batch import unwritten
 
 _Values = npt.NDArray[np.float32]
 _Bytes = npt.NDArray[np.uint8]
@@ -46,13 +46,21 @@ _Loop = TypeVar("_Loop", bound=Callable[..., Any])
 
 _RED, _GREEN, _BLUE = (np.float32(weight) for weight in GREY_WEIGHTS)
 _ZERO, _ONE, _BYTE = np.float32(0), np.float32(1), np.float32(255)
+_BAND = 8  # rows that are changed at once: three channels of 224 columns stay in the fastest cache
 _PIECE = 2**18  # pixels: smaller work is not worth a thread of its own
 
 
 def change_pixels_(images_BCHW: Float[Tensor, "B C H W"], plan: ColourPlan) -> None:
     """All steps of the plan, on float32 images on the CPU, contiguous, in place."""
-    images, (operations, values, radii) = images_BCHW.numpy(), _steps(plan)
-    _in_threads(images_BCHW, lambda part: _change_images(images[part], operations[part], values[part], radii))
+    (operations, values, radii), images = _steps(plan), images_BCHW.numpy()
+    nothing = np.zeros((len(images), 0, 0, 0), np.uint8)
+    flips, corners = np.zeros(len(images), np.bool_), np.zeros((len(images), 2), np.int64)
+    unused = np.zeros(0, np.float32)
+
+    def work(on: slice) -> None:
+        _make(nothing[on], flips[on], corners[on], operations[on], values[on], radii, unused, unused, images[on])
+
+    _in_threads(images_BCHW, work)
 
 
 def views_of_bytes(
@@ -60,23 +68,61 @@ def views_of_bytes(
     flip_B: Bool[Tensor, " B"],
     corner_B2: Int64[Tensor, "B 2"],
     plan: ColourPlan,
-    mean: Float[Tensor, " C"],
-    factor: Float[Tensor, " C"],
-    views_BCHW: Float[Tensor, "B C H W"],
-) -> None:
-    """Windows of crops on the CPU, the crop mirrored where flagged, coloured and normalised, into `views_BCHW`.
+    mean_C: Float[Tensor, " C"],
+    factor_C: Float[Tensor, " C"],
+    *,
+    height: int,
+    width: int,
+) -> Float[Tensor, "B C {height} {width}"]:
+    """Windows of crops on the CPU, the crop mirrored where flagged, coloured and normalised.
 
     `corner_B2` holds the windows' top left corners (row, column) in the mirrored crops; that they lie inside is the
     caller's promise. Normalised is (value - mean) · factor.
     """
-    crops, flips, corners = crops_BCHW.contiguous().numpy(), flip_B.numpy(), corner_B2.contiguous().numpy()
-    (operations, values, radii), views = _steps(plan), views_BCHW.numpy()
-    means, factors = mean.contiguous().numpy(), factor.contiguous().numpy()
+    views_BCHW: Tensor = _views(
+        crops_BCHW.contiguous(),
+        flip_B,
+        corner_B2.contiguous(),
+        plan.operation_BS.contiguous(),
+        plan.value_BS.float().contiguous(),
+        plan.radius_S,
+        mean_C.contiguous(),
+        factor_C.contiguous(),
+        height,
+        width,
+    )
+    return views_BCHW
+
+
+@torch.library.custom_op(
+    "unmask::views",
+    mutates_args=(),
+    schema="(Tensor crops, Tensor flips, Tensor corners, Tensor operations, Tensor values, Tensor radii, Tensor mean, "
+    "Tensor factor, int height, int width) -> Tensor",
+)
+def _views(
+    crops: Tensor,
+    flips: Tensor,
+    corners: Tensor,
+    operations: Tensor,
+    values: Tensor,
+    radii: Tensor,
+    mean: Tensor,
+    factor: Tensor,
+    height: int,
+    width: int,
+) -> Tensor:
+    """An operation of torch's, so that whoever watches what follows from what sees it."""
+    views_BCHW = unwritten((*crops.shape[:2], height, width), torch.float32)
+    images, parts = views_BCHW.numpy(), [part.numpy() for part in (crops, flips, corners, operations, values)]
+    shared: Any = [part.numpy() for part in (radii, mean, factor)]
 
     def work(on: slice) -> None:
-        _views(crops[on], flips[on], corners[on], operations[on], values[on], radii, means, factors, views[on])
+        arguments: Any = [*(part[on] for part in parts), *shared, images[on]]
+        _make(*arguments)
 
     _in_threads(views_BCHW, work)
+    return views_BCHW
 
 
 def _steps(plan: ColourPlan) -> tuple[_Integers, _Values, _Integers]:
@@ -109,40 +155,36 @@ def _compiled_exactly(loop: _Loop) -> _Loop:
 
 
 @_compiled_exactly
-def _load(crop: _Bytes, flip: bool, top: int, left: int, mean: _Values, factor: _Values, image: _Values) -> None:
-    """A window of a crop's bytes, mirrored with its crop if `flip`, as normalised values."""
-    last = crop.shape[2] - 1 - left
-    channels, rows, columns = image.shape
+def _load(crop: _Bytes, flip: bool, top: int, left: int, image: _Values, start: int, stop: int) -> None:
+    """A window of a crop's bytes, mirrored with its crop if `flip`, as values in [0, 1]."""
+    channels, _, columns = image.shape
+    first = crop.shape[2] - left - columns if flip else left
+    end = np.uint64(columns - 1)
     for c in range(channels):
-        shift, by = mean[c], factor[c]
-        for y in range(rows):
-            source, row = crop[c, top + y], image[c, y]
+        for y in range(start, stop):
+            source, row = crop[c, top + y, first : first + columns], image[c, y]
             if flip:
                 for x in range(columns):
-                    row[x] = (np.float32(source[last - x]) / _BYTE - shift) * by
+                    row[x] = np.float32(source[end - np.uint64(x)]) / _BYTE
             else:
                 for x in range(columns):
-                    row[x] = (np.float32(source[left + x]) / _BYTE - shift) * by
+                    row[x] = np.float32(source[x]) / _BYTE
 
 
 @_compiled_exactly
-def _normalise(image: _Values, mean: _Values, factor: _Values) -> None:
-    for c in range(image.shape[0]):
-        plane, shift, by = image[c].reshape(-1), mean[c], factor[c]
-        for i in range(len(plane)):
-            plane[i] = (plane[i] - shift) * by
+def _normalise(image: _Values, start: int, stop: int, mean: _Values, factor: _Values) -> None:
+    channels, _, columns = image.shape
+    for c in range(channels):
+        shift, by = mean[c], factor[c]
+        for y in range(start, stop):
+            row = image[c, y]
+            for x in range(columns):
+                row[x] = (row[x] - shift) * by
 
 
 @_compiled
-def _brightness(image: _Values, factor: np.float32) -> None:
-    values = image.reshape(-1)
-    for i in range(len(values)):
-        values[i] = min(values[i] * factor, _ONE)
-
-
-@_compiled
-def _contrast(image: _Values, factor: np.float32) -> None:
-    """Moved away from, or towards, the mean of the grey image: the grey value of the channels' means."""
+def _grey_mean(image: _Values) -> float:
+    """The mean of the grey image: the grey value of the channels' means."""
     channels = image.shape[0]
     grey = 0.0
     for c in range(channels):
@@ -151,18 +193,26 @@ def _contrast(image: _Values, factor: np.float32) -> None:
         for i in range(len(plane)):
             total += plane[i]
         grey += float(total) * (GREY_WEIGHTS[c] if channels == 3 else 1.0 / channels) / len(plane)
-    shift = np.float32(grey) * (_ONE - factor)
-    values = image.reshape(-1)
-    for i in range(len(values)):
-        values[i] = min(max(values[i] * factor + shift, _ZERO), _ONE)
+    return grey
 
 
 @_compiled
-def _saturation(image: _Values, factor: np.float32) -> None:
+def _line(image: _Values, start: int, stop: int, factor: np.float32, shift: np.float32) -> None:
+    """Brightness and contrast: value times factor plus shift."""
+    channels, _, columns = image.shape
+    for c in range(channels):
+        for y in range(start, stop):
+            row = image[c, y]
+            for x in range(columns):
+                row[x] = min(max(row[x] * factor + shift, _ZERO), _ONE)
+
+
+@_compiled
+def _saturation(image: _Values, start: int, stop: int, factor: np.float32) -> None:
     """Moved away from, or towards, grey; a factor of 0 leaves grey alone."""
-    rows, columns = image.shape[1:]
+    columns = image.shape[2]
     grey = np.empty(columns, np.float32)
-    for y in range(rows):
+    for y in range(start, stop):
         red, green, blue = image[0, y], image[1, y], image[2, y]
         for x in range(columns):
             grey[x] = (_ONE - factor) * (_RED * red[x] + _GREEN * green[x] + _BLUE * blue[x])
@@ -173,31 +223,44 @@ def _saturation(image: _Values, factor: np.float32) -> None:
 
 
 @_compiled
-def _hue(image: _Values, rest: np.float32, sixths: int, down: bool) -> None:
+def _hue(image: _Values, start: int, stop: int, rest: np.float32, sixths: int, down: bool) -> None:
     """`groups._hue_` tells how: three channels in a circle, which turns the other way round for `down`."""
-    rows, columns = image.shape[1:]
-    turned = np.empty((3, columns), np.float32)
+    columns = image.shape[2]
+    turned, low, high = np.empty((3, columns), np.float32), np.empty(columns, np.float32), np.empty(columns, np.float32)
     shift = (sixths + 3 * (sixths % 2)) // 2
     mirror = _ONE if sixths % 2 else _ZERO
     sign = _ONE - 2 * mirror
-    for y in range(rows):
-        first, second, third = image[0, y], image[1, y], image[2, y]
-        if down:
-            first, third = third, first
+    for y in range(start, stop):
+        red, green, blue = image[0, y], image[1, y], image[2, y]
         for x in range(columns):
-            a, b, c = first[x], second[x], third[x]
-            high, low = max(max(a, b), c), min(min(a, b), c)
-            move = (high - low) * rest
-            lower, upper = low + move, high - move
-            from_b = a + min(max(b, lower), upper) - b
-            from_c = b + min(max(c, lower), upper) - c
-            from_a = c + min(max(a, lower), upper) - a
-            both = mirror * (high + low)
-            turned[0, x] = both + sign * min(max(from_b, low), high)
-            turned[1, x] = both + sign * min(max(from_c, low), high)
-            turned[2, x] = both + sign * min(max(from_a, low), high)
+            low[x] = min(min(red[x], green[x]), blue[x])
+            high[x] = max(max(red[x], green[x]), blue[x])
         for c in range(3):
-            image[((2 - c if down else c) + shift) % 3, y] = turned[c]
+            moved, by, out = image[c, y], image[(c + 2) % 3 if down else (c + 1) % 3, y], turned[c]
+            for x in range(columns):
+                least, most = low[x], high[x]
+                step = (most - least) * rest
+                value = moved[x] + min(max(by[x], least + step), most - step) - by[x]
+                out[x] = mirror * (most + least) + sign * min(max(value, least), most)
+        for c in range(3):
+            _copy(turned[c], image[(c + shift) % 3, y])
+
+
+@_compiled
+def _copy(source: _Values, target: _Values) -> None:
+    """Numba's own assignment of arrays looks for overlaps, and takes four times as long."""
+    for i in range(len(target)):
+        target[i] = source[i]
+
+
+@_compiled
+def _solarise(image: _Values, start: int, stop: int, threshold: np.float32) -> None:
+    channels, _, columns = image.shape
+    for c in range(channels):
+        for y in range(start, stop):
+            row = image[c, y]
+            for x in range(columns):
+                row[x] = abs(row[x] - (_ONE if row[x] >= threshold else _ZERO))
 
 
 @_compiled
@@ -221,11 +284,10 @@ def _blur(image: _Values, sigma: np.float32, radius: int) -> None:
     across, down = _gaussian(sigma, reach), _gaussian(sigma, reach_down)
     padded = np.empty(columns + 2 * reach, np.float32)
     plane = np.empty((rows + 2 * reach_down, columns), np.float32)
-    total = np.empty(columns, np.float32)
     for c in range(channels):
         for y in range(rows):
             row, blurred = image[c, y], plane[reach_down + y]
-            padded[reach : reach + columns] = row
+            _copy(row, padded[reach : reach + columns])
             for k in range(1, reach + 1):
                 padded[reach - k] = row[k]
                 padded[reach + columns - 1 + k] = row[columns - 1 - k]
@@ -236,54 +298,35 @@ def _blur(image: _Values, sigma: np.float32, radius: int) -> None:
                 for x in range(columns):
                     blurred[x] += weight * (before[x] + after[x])
         for k in range(1, reach_down + 1):
-            plane[reach_down - k] = plane[reach_down + k]
-            plane[reach_down + rows - 1 + k] = plane[reach_down + rows - 1 - k]
+            _copy(plane[reach_down + k], plane[reach_down - k])
+            _copy(plane[reach_down + rows - 1 - k], plane[reach_down + rows - 1 + k])
         for y in range(rows):
-            middle = plane[reach_down + y]
+            middle, row = plane[reach_down + y], image[c, y]
             for x in range(columns):
-                total[x] = down[0] * middle[x]
+                row[x] = down[0] * middle[x]
             for k in range(1, reach_down + 1):
                 weight, above, below = down[k], plane[reach_down + y - k], plane[reach_down + y + k]
                 for x in range(columns):
-                    total[x] += weight * (above[x] + below[x])
-            image[c, y] = total
-
-
-@_compiled
-def _solarise(image: _Values, threshold: np.float32) -> None:
-    values = image.reshape(-1)
-    for i in range(len(values)):
-        values[i] = _ONE - values[i] if values[i] >= threshold else values[i]
+                    row[x] += weight * (above[x] + below[x])
 
 
 @_compiled_exactly
-def _change(image: _Values, operations: _Integers, values: _Values, radii: _Integers) -> None:
-    """All steps of one image."""
-    for operation, value, radius in zip(operations, values, radii):  # noqa: B905 (numba knows no strict)
-        if operation == BRIGHTNESS:
-            _brightness(image, value)
-        elif operation == CONTRAST:
-            _contrast(image, value)
-        elif operation == SATURATION:
-            _saturation(image, value)
-        elif operation == GREY:
-            _saturation(image, _ZERO)
-        elif operation == BLUR:
-            _blur(image, value, radius)
-        elif operation == SOLARISE:
-            _solarise(image, value)
-        elif operation >= TURNED_HUE:
-            _hue(image, value, (operation - TURNED_HUE) // 2, (operation - TURNED_HUE) % 2 == 1)
+def _change(image: _Values, start: int, stop: int, operation: int, value: np.float32, shift: np.float32) -> None:
+    """One operation that looks at no neighbours."""
+    if operation in (BRIGHTNESS, CONTRAST):
+        _line(image, start, stop, value, shift)
+    elif operation == SATURATION:
+        _saturation(image, start, stop, value)
+    elif operation == GREY:
+        _saturation(image, start, stop, _ZERO)
+    elif operation == SOLARISE:
+        _solarise(image, start, stop, value)
+    elif operation >= TURNED_HUE:
+        _hue(image, start, stop, value, (operation - TURNED_HUE) // 2, (operation - TURNED_HUE) % 2 == 1)
 
 
 @_compiled_exactly
-def _change_images(images: _Values, operations: _Integers, values: _Values, radii: _Integers) -> None:
-    for b in range(len(images)):
-        _change(images[b], operations[b], values[b], radii)
-
-
-@_compiled_exactly
-def _views(
+def _make(
     crops: _Bytes,
     flips: npt.NDArray[np.bool_],
     corners: _Integers,
@@ -292,14 +335,35 @@ def _views(
     radii: _Integers,
     mean: _Values,
     factor: _Values,
-    views: _Values,
+    images: _Values,
 ) -> None:
-    as_it_is, by_one = np.zeros_like(mean), np.ones_like(factor)
-    for b in range(len(views)):
-        top, left = corners[b, 0], corners[b, 1]
-        if (operations[b] == NONE).all():
-            _load(crops[b], flips[b], top, left, mean, factor, views[b])
-        else:
-            _load(crops[b], flips[b], top, left, as_it_is, by_one, views[b])
-            _change(views[b], operations[b], values[b], radii)
-            _normalise(views[b], mean, factor)
+    """Images from their crops, where these have pixels, and otherwise in place; normalised where there is a mean.
+
+    Steps between which nobody must know the whole image are taken band by band, so that what is read was just written.
+    """
+    steps = operations.shape[1]
+    shifts = np.zeros(steps, np.float32)
+    for b in range(len(images)):
+        image, todo, fresh = images[b], 0, crops.shape[1] > 0
+        shifts[:] = 0
+        for step in range(steps + 1):
+            ends = step == steps
+            if not ends and operations[b, step] != CONTRAST and operations[b, step] != BLUR:
+                continue
+            if fresh or todo < step or (ends and len(mean) > 0):
+                for start in range(0, image.shape[1], _BAND):
+                    stop = min(start + _BAND, image.shape[1])
+                    if fresh:
+                        _load(crops[b], flips[b], corners[b, 0], corners[b, 1], image, start, stop)
+                    for now in range(todo, step):
+                        _change(image, start, stop, operations[b, now], values[b, now], shifts[now])
+                    if ends and len(mean) > 0:
+                        _normalise(image, start, stop, mean, factor)
+            fresh, todo = False, step
+            if ends:
+                break
+            if operations[b, step] == BLUR:
+                _blur(image, values[b, step], radii[step])
+                todo = step + 1
+            else:  # contrast is carried out with the steps after it
+                shifts[step] = np.float32(_grey_mean(image)) * (_ONE - values[b, step])

@@ -10,6 +10,7 @@ Shape legend: T tokens, M x K by K x N.
 
 from __future__ import annotations
 
+import os
 import platform
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -34,9 +35,18 @@ _LARGE = 2**21  # multiplications of one product, likewise
 _SHARED = 2**23  # multiplications that are worth a thread of their own
 
 
-@cache
 def numpy_is_quicker() -> bool:
-    """Whether this machine is one where NumPy multiplies matrices faster than torch."""
+    """Whether NumPy multiplies matrices faster than torch in this process.
+
+    With several threads only where torch's wait asleep (OMP_WAIT_POLICY=passive, which the command line sets): threads
+    that wait by spinning take the cores that NumPy needs, and a step becomes slower than without it.
+    """
+    sleeping = os.environ.get("OMP_WAIT_POLICY", "").lower() == "passive"
+    return (torch.get_num_threads() == 1 or sleeping) and _on_suitable_machine()
+
+
+@cache
+def _on_suitable_machine() -> bool:
     library = np.show_config(mode="dicts")["Build Dependencies"]["blas"]["name"]
     return torch.backends.mkl.is_available() and "openblas" in library and "AuthenticAMD" in _processor()
 
