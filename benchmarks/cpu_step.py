@@ -35,11 +35,13 @@ from unmask.training.trainer import Trainer, TrainingConfig
 from unmask.views import Views
 
 SEED = 0
-RATE = 1e-4
+RATE = 1e-5
 TOLERANCE = 1e-5
+WARM_UP = 2
+"""Rounds that are not counted: a process takes its memory from the system, page by page, in its first steps."""
 COMPARED = 3
-"""Steps whose losses must agree. Rounding grows with each: AdamW divides small gradients by their own size, and batch
-norm over a few images does the same."""
+"""Steps whose losses must agree. Rounding grows with each, the more the higher the rate: AdamW divides small gradients by
+their own size, and batch norm over a few images does the same."""
 
 
 def build(name: str, encoder: str, batch_size: int, *, side: int = 224) -> tuple[Method[Any], Batch, Views]:
@@ -135,7 +137,7 @@ def compare(method: str, encoder: str, batch_size: int, threads: int, rounds: in
     sides = {name: Side(name, method, encoder, batch_size, threads) for name in names}
     steps: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
     try:
-        for turn in range(rounds + 1):  # the first round warms up
+        for turn in range(WARM_UP + rounds):
             for name in names if turn % 2 == 0 else list(reversed(names)):
                 steps[name].append(sides[name].step())
     finally:
@@ -153,8 +155,8 @@ def compare(method: str, encoder: str, batch_size: int, threads: int, rounds: in
         "threads": threads,
         "batch_size": batch_size,
         "losses": losses,
-        "cpu": {name: [step["cpu"] for step in steps[name][1:]] for name in names},
-        "wall": {name: [step["wall"] for step in steps[name][1:]] for name in names},
+        "cpu": {name: [step["cpu"] for step in steps[name][WARM_UP:]] for name in names},
+        "wall": {name: [step["wall"] for step in steps[name][WARM_UP:]] for name in names},
     }
 
 

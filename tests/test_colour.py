@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageFilter, ImageOps
 from torch import Tensor
 
+from unmask.colour import pixels
 from unmask.colour.apply import apply_colour
 from unmask.colour.groups import change_in_groups
 from unmask.colour.pixels import change_pixels_
@@ -345,3 +346,20 @@ def test_parameters_are_a_function_of_the_generator_alone():
 def test_a_wrong_config_is_refused_in_one_sentence(changes, sentence):
     with pytest.raises(ValueError, match=sentence):
         ColourConfig(**changes)
+
+
+def test_loops_are_compiled_where_no_cache_can_be_written(monkeypatch):
+    compile_ = pixels.njit
+    asked = []
+
+    def refusing(cache=False, **options):
+        asked.append(cache)
+        if cache:
+            raise RuntimeError("cannot cache function: no locator available")
+        return compile_(**options)
+
+    monkeypatch.setattr(pixels, "njit", refusing)
+    half = pixels._compiled(lambda value: value / 2)
+    assert half(3.0) == 1.5
+    assert half.nopython_signatures  # compiled, not called as it stands
+    assert asked == [True, False]

@@ -143,7 +143,7 @@ def _in_threads(images_BCHW: Tensor, work: Callable[[slice], None]) -> None:
 
 def _compiled(loop: _Loop) -> _Loop:
     """Compiled, with sums in any order and without care for infinities."""
-    return cast(_Loop, njit(cache=True, nogil=True, fastmath=True)(loop))
+    return _by_numba(loop, fastmath=True)
 
 
 def _compiled_exactly(loop: _Loop) -> _Loop:
@@ -151,7 +151,14 @@ def _compiled_exactly(loop: _Loop) -> _Loop:
 
     Numba hands a caller's fastmath down to what it calls, so callers of such loops must be compiled this way, too.
     """
-    return cast(_Loop, njit(cache=True, nogil=True)(loop))
+    return _by_numba(loop)
+
+
+def _by_numba(loop: _Loop, **options: bool) -> _Loop:
+    try:
+        return cast(_Loop, njit(cache=True, nogil=True, **options)(loop))
+    except RuntimeError:  # neither this folder nor the user's can be written: compile in every process
+        return cast(_Loop, njit(nogil=True, **options)(loop))
 
 
 @_compiled_exactly

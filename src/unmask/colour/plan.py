@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 from typing_extensions import Doc
 
+# `pixels.py` has these figures compiled into it, and Numba's cache does not see a change here: touch that file, too.
 BRIGHTNESS, CONTRAST, SATURATION, HUE, GREY, BLUR, SOLARISE, NONE = range(8)
 TURNED_HUE = 8  # from here on: hue by whole sixths of a turn (0 to 5), doubled, plus 1 where the rest goes down
 OPERATIONS = 20
