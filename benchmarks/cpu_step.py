@@ -40,8 +40,8 @@ TOLERANCE = 1e-5
 WARM_UP = 2
 """Rounds that are not counted: a process takes its memory from the system, page by page, in its first steps."""
 COMPARED = 3
-"""Steps whose losses must agree. Rounding grows with each, the more the higher the rate: AdamW divides small gradients by
-their own size, and batch norm over a few images does the same."""
+"""Steps whose losses must agree. Rounding grows with each, the more the higher the rate: AdamW divides small gradients
+by their own size, and batch norm over a few images does the same."""
 
 
 def build(name: str, encoder: str, batch_size: int, *, side: int = 224) -> tuple[Method[Any], Batch, Views]:

@@ -16,6 +16,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from unmask.methods import METHODS
 from unmask.models import products
+from unmask.models.build import build_encoder
+from unmask.models.encoder_config import EncoderConfig
 from unmask.models.products import gains_by_products, matrix_product, numpy_is_quicker, quick_products
 from unmask.training.trainer import Trainer, TrainingConfig
 
@@ -109,6 +111,18 @@ def test_what_needs_no_gradient_costs_none(calls: _Calls) -> None:
             assert not layer(tokens).requires_grad
 
 
+@pytest.mark.parametrize("shape", [(64, 512), (2, 32, 512)])
+def test_the_output_may_be_changed_in_place(shape: tuple[int, ...], calls: _Calls) -> None:
+    torch.manual_seed(0)
+    layer, tokens = nn.Sequential(nn.Linear(512, 512), nn.ReLU(inplace=True), nn.Linear(512, 256)), torch.randn(*shape)
+    expected = _results(layer, tokens)
+    with quick_products():
+        actual = _results(layer, tokens)
+    assert calls.count == 6
+    for one, other in zip(actual, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5 * float(other.abs().max()))
+
+
 def test_operations_are_counted_like_torchs() -> None:
     layer, tokens = nn.Linear(512, 256), torch.randn(64, 512, requires_grad=True)
     counts = []
@@ -159,6 +173,13 @@ def test_only_wide_layers_gain(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(products, "numpy_is_quicker", lambda: True)
     assert gains_by_products(nn.Sequential(nn.Linear(8, 8), nn.Linear(256, 256)))
     assert not gains_by_products(nn.Sequential(nn.Linear(8, 8), nn.Conv2d(3, 512, 16)))
+
+
+def test_checkpointed_networks_stay_with_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(products, "numpy_is_quicker", lambda: True)
+    for checkpointing in (False, True):
+        config = EncoderConfig(name="vit_tiny_patch16_224", width=256, depth=1, heads=4, checkpointing=checkpointing)
+        assert gains_by_products(build_encoder(config, mask_token=False)) is not checkpointing
 
 
 @pytest.mark.parametrize("name", ["mae", "cmae", "conmim"])

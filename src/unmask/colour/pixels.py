@@ -151,14 +151,14 @@ def _compiled_exactly(loop: _Loop) -> _Loop:
 
     Numba hands a caller's fastmath down to what it calls, so callers of such loops must be compiled this way, too.
     """
-    return _by_numba(loop)
+    return _by_numba(loop, fastmath=False)
 
 
-def _by_numba(loop: _Loop, **options: bool) -> _Loop:
+def _by_numba(loop: _Loop, *, fastmath: bool) -> _Loop:
     try:
-        return cast(_Loop, njit(cache=True, nogil=True, **options)(loop))
+        return cast(_Loop, njit(cache=True, nogil=True, fastmath=fastmath)(loop))
     except RuntimeError:  # neither this folder nor the user's can be written: compile in every process
-        return cast(_Loop, njit(nogil=True, **options)(loop))
+        return cast(_Loop, njit(nogil=True, fastmath=fastmath)(loop))
 
 
 @_compiled_exactly

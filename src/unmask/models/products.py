@@ -30,6 +30,8 @@ from torch.autograd.function import once_differentiable
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import register_flop_formula
 
+from unmask.models.vit import VitEncoder
+
 _WIDE = 2**16  # weights of a layer from which on its products take longer than finding the way here
 _LARGE = 2**21  # multiplications of one product, likewise
 _SHARED = 2**23  # multiplications that are worth a thread of their own
@@ -58,8 +60,17 @@ def _processor() -> str:
 
 def gains_by_products(module: nn.Module) -> bool:
     """Whether a float32 network on the CPU has layers that `quick_products` makes quicker on this machine."""
-    layers = (layer for layer in module.modules() if isinstance(layer, nn.Linear))
-    return numpy_is_quicker() and any(layer.weight.numel() >= _WIDE for layer in layers)
+    if not numpy_is_quicker():
+        return False
+    parts = list(module.modules())
+    if any(_is_checkpointed(part) for part in parts):
+        return False
+    return any(isinstance(part, nn.Linear) and part.weight.numel() >= _WIDE for part in parts)
+
+
+def _is_checkpointed(part: nn.Module) -> bool:
+    ours = isinstance(part, VitEncoder) and part.config.checkpointing
+    return ours or bool(getattr(part, "grad_checkpointing", False))  # timm's word for it
 
 
 @contextmanager
@@ -67,7 +78,9 @@ def quick_products() -> Iterator[None]:
     """Linear layers of float32 tensors on the CPU, and their gradients, are computed by NumPy within this context.
 
     Backward passes of what was computed in it belong into it, too: NumPy's own threads, which would compete with
-    torch's, rest there. Results agree with torch's to float32's rounding.
+    torch's, rest there. Not for networks with checkpointed parts: torch lets modes of functions rest in a backward
+    pass, so that these would be computed again in another way, which it refuses. Results agree with torch's to
+    float32's rounding.
     """
     with _numpy_threads().limit(limits=1), _QuickLinear():
         yield
@@ -129,31 +142,29 @@ def _in_order(matrix: Tensor) -> Tensor:
 
 
 class _Linear(torch.autograd.Function):
-    """A linear layer: x @ weight^T + bias."""
+    """A linear layer on T tokens: x @ weight^T + bias.
+
+    What it returns is no view: whoever comes next may change it in place, as torchvision's `relu_` does.
+    """
 
     @staticmethod
-    def forward(context: Any, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        context.save_for_backward(input, weight)
-        output_TO = matrix_product(_as_tokens(input), weight.t())
-        if bias is not None:
-            output_TO += bias
-        return output_TO.view(*input.shape[:-1], -1)
+    def forward(context: Any, tokens_TI: Tensor, weight_OI: Tensor, bias_O: Tensor | None) -> Tensor:
+        context.save_for_backward(tokens_TI, weight_OI)
+        output_TO = matrix_product(tokens_TI, weight_OI.t())
+        if bias_O is not None:
+            output_TO += bias_O
+        return output_TO
 
     @staticmethod
     @once_differentiable
-    def backward(context: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        input, weight = context.saved_tensors
-        of_input, of_weight, of_bias = context.needs_input_grad
-        gradient_TO = _as_tokens(gradient)
+    def backward(context: Any, gradient_TO: Tensor) -> tuple[Tensor | None, ...]:
+        tokens_TI, weight_OI = context.saved_tensors
+        of_tokens, of_weight, of_bias = context.needs_input_grad
         return (
-            matrix_product(gradient_TO, weight).view(input.shape) if of_input else None,
-            matrix_product(gradient_TO.t(), _as_tokens(input)) if of_weight else None,
+            matrix_product(gradient_TO, weight_OI) if of_tokens else None,
+            matrix_product(gradient_TO.t(), tokens_TI) if of_weight else None,
             gradient_TO.sum(dim=0) if of_bias else None,
         )
-
-
-def _as_tokens(tensor: Tensor) -> Tensor:
-    return tensor.reshape(-1, tensor.shape[-1])
 
 
 class _QuickLinear(TorchFunctionMode):
@@ -163,7 +174,8 @@ class _QuickLinear(TorchFunctionMode):
         if func is F.linear and not kwargs:
             input, weight, *rest = args
             if _suits(input, weight):
-                return _Linear.apply(input, weight, rest[0] if rest else None)
+                output_TO = _Linear.apply(input.reshape(-1, input.shape[-1]), weight, rest[0] if rest else None)
+                return output_TO.view(*input.shape[:-1], -1)
         return func(*args, **(kwargs or {}))
 
 
