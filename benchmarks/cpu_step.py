@@ -4,9 +4,9 @@ Both sides (`benchmarks/plain/steps.py` is theirs, restated) start from the same
 views is left out. Each side runs in a process of its own; they take turns, one step each, and never run at the same
 time. Losses of the first three steps must agree to 1e-5, or there is no result. "Matrix share" is the time that the
 step's own matrix products take when they are run alone, on tensors that lie ready, by the time of the step: what is
-left is everything else (norms, activations, softmax, optimizer, target). Ratios are of
-processor seconds, medians over the rounds; "quickest by quickest" compares the best round of each side, which a machine
-that slows down now and then disturbs less.
+left is everything else (norms, activations, softmax, optimizer, target). Ratios are of processor seconds, medians over
+the rounds; "quickest by quickest" compares the best round of each side, which a machine that slows down now and then
+disturbs less.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import os
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from time import perf_counter, process_time
@@ -145,8 +145,7 @@ def compare(method: str, encoder: str, batch_size: int, threads: int, rounds: in
             side.close()
     losses = {name: [step["loss"] for step in steps[name]] for name in names if name != "products"}
     for name, values in losses.items():
-        pairs = list(zip(values, losses["authors"], strict=True))[:COMPARED]
-        worst = max(abs(one - other) / max(1, abs(other)) for one, other in pairs)
+        worst = max(abs(one - other) / max(1, abs(other)) for one, other in compared(values, losses["authors"]))
         if worst > TOLERANCE:
             raise SystemExit(f"{method}: losses of {name} differ from the authors' by {worst:.2g}: {losses}")
     return {
@@ -160,6 +159,11 @@ def compare(method: str, encoder: str, batch_size: int, threads: int, rounds: in
     }
 
 
+def compared(ours: Sequence[float], authors: Sequence[float]) -> list[tuple[float, float]]:
+    """The losses of both sides that must agree."""
+    return list(zip(ours, authors, strict=True))[:COMPARED]
+
+
 def row(result: dict[str, Any]) -> tuple[str | float | int | None, ...]:
     """One line of the table."""
     cpu = result["cpu"]
@@ -168,10 +172,8 @@ def row(result: dict[str, Any]) -> tuple[str | float | int | None, ...]:
     walls = result["wall"]
     images = result["batch_size"] / statistics.median(walls["ours"])
     share = paired_ratio(cpu["products"], cpu["ours"])
-    worst = max(
-        abs(one - other)
-        for one, other in list(zip(result["losses"]["ours"], result["losses"]["authors"], strict=True))[:COMPARED]
-    )
+    losses = result["losses"]
+    worst = max(abs(one - other) for one, other in compared(losses["ours"], losses["authors"]))
     return (
         result["method"],
         result["encoder"].partition("_patch")[0],

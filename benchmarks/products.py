@@ -61,11 +61,12 @@ def products_alone(step: Callable[[], Any]) -> Callable[[], None]:
     ready = []
     for (first, second, turned, other_turned, by_numpy), times in record.products.items():
         one, other = _tensor(first, turned), _tensor(second, other_turned)
-        product: Callable[..., Any] = torch.bmm if len(first) == 3 else torch.mm
-        out = product(one, other)
-        ready.append(
-            (partial(matrix_product, one, other) if by_numpy else partial(product, one, other, out=out), times)
-        )
+        if by_numpy:
+            again = partial(matrix_product, one, other)
+        else:
+            product = torch.bmm if len(first) == 3 else torch.mm
+            again = partial(product, one, other, out=product(one, other))
+        ready.append((again, times))
 
     def run() -> None:
         with quick_products():

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from unmask.bench.made import made_batch
 from unmask.methods import METHODS
 from unmask.models import products
 from unmask.models.build import build_encoder
@@ -186,8 +187,6 @@ def test_checkpointed_networks_stay_with_torch(monkeypatch: pytest.MonkeyPatch) 
 def test_a_training_step_takes_them_and_learns_the_same(
     name: str, calls: _Calls, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from unmask.bench.made import made_batch
-
     settings = METHODS[name].Config().for_images(32, 32)
     encoder = dataclasses.replace(settings.encoder, patch_size=8, width=256, depth=2, heads=4)
     losses = {}

@@ -6,7 +6,6 @@ Shape legend of a product: M x K by K x N.
 from __future__ import annotations
 
 from collections import Counter
-from contextlib import nullcontext
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
@@ -20,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from unmask.bench.clock import wait_for
 from unmask.data.batch import Batch
 from unmask.methods.base import Method
-from unmask.models.products import matrix_product, numpy_is_quicker, quick_products
+from unmask.models.products import matrix_product, numpy_is_quicker, usual_products
 
 HEAVIEST = 3
 """Shapes of products that are measured: those on which most is computed."""
@@ -90,9 +89,9 @@ def _seconds_of_product(left: Tensor, right: Tensor, device: torch.device) -> fl
     """Seconds of one product, by the library that a step uses: of several groups of them the quickest, because others
     may use the machine, too."""
     by_numpy = device.type == "cpu" and left.dtype == torch.float32 and numpy_is_quicker()
-    product, context = (matrix_product, quick_products()) if by_numpy else (torch.mm, nullcontext())
+    product = matrix_product if by_numpy else torch.mm
     group, best, spent = 1, float("inf"), 0.0
-    with context:
+    with usual_products():
         product(left, right)
         wait_for(device)
         while spent < SECONDS:

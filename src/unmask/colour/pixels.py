@@ -52,7 +52,8 @@ _PIECE = 2**18  # pixels: smaller work is not worth a thread of its own
 
 def change_pixels_(images_BCHW: Float[Tensor, "B C H W"], plan: ColourPlan) -> None:
     """All steps of the plan, on float32 images on the CPU, contiguous, in place."""
-    (operations, values, radii), images = _steps(plan), images_BCHW.numpy()
+    operations, values, radii = (of.numpy() for of in _steps(plan))
+    images = images_BCHW.numpy()
     nothing = np.zeros((len(images), 0, 0, 0), np.uint8)
     flips, corners = np.zeros(len(images), np.bool_), np.zeros((len(images), 2), np.int64)
     unused = np.zeros(0, np.float32)
@@ -83,9 +84,7 @@ def views_of_bytes(
         crops_BCHW.contiguous(),
         flip_B,
         corner_B2.contiguous(),
-        plan.operation_BS.contiguous(),
-        plan.value_BS.float().contiguous(),
-        plan.radius_S,
+        *_steps(plan),
         mean_C.contiguous(),
         factor_C.contiguous(),
         height,
@@ -125,8 +124,9 @@ def _views(
     return views_BCHW
 
 
-def _steps(plan: ColourPlan) -> tuple[_Integers, _Values, _Integers]:
-    return plan.operation_BS.contiguous().numpy(), plan.value_BS.float().contiguous().numpy(), plan.radius_S.numpy()
+def _steps(plan: ColourPlan) -> tuple[Tensor, Tensor, Tensor]:
+    """Operations, values and blur radii as the loops read them."""
+    return plan.operation_BS.contiguous(), plan.value_BS.float().contiguous(), plan.radius_S
 
 
 def _in_threads(images_BCHW: Tensor, work: Callable[[slice], None]) -> None:

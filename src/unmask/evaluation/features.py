@@ -5,7 +5,6 @@ Shape legend: N images, B images of a batch, C channels, H x W pixels, D feature
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Annotated, Protocol, runtime_checkable
 
@@ -17,7 +16,7 @@ from typing_extensions import Doc
 
 from unmask.data.loader import EvalLoader
 from unmask.data.sources import Source
-from unmask.models.products import numpy_is_quicker, quick_products
+from unmask.models.products import usual_products
 
 
 @runtime_checkable
@@ -57,7 +56,7 @@ def extract(
     batches = EvalLoader(source, height=height, width=width, channels=channels, batch_size=batch_size, workers=workers)
     features, indices = [], []
     # Not inference_mode: its tensors may not enter the training of a probe.
-    with torch.no_grad(), quick_products() if numpy_is_quicker() else nullcontext():
+    with torch.no_grad(), usual_products():
         for images_BCHW, indices_B in batches:
             features.append(extractor(images_BCHW))
             indices.append(indices_B)

@@ -1,9 +1,9 @@
 """Linear layers by NumPy's matrix products, where they are quicker than torch's: float32 on processors by AMD.
 
-On an ordinary processor torch multiplies with Intel's MKL, whose kernels for other makers' processors reach about three
-quarters of what OpenBLAS does, which NumPy brings. Nine tenths of a training step there are linear layers.
-`benchmarks/matrix_library.py` compares both. Which one is used depends on the machine alone, never on a measurement: a
-run must be resumed with the kernels it began with.
+On an ordinary processor torch multiplies with Intel's MKL, whose kernels for other makers' processors reach three
+quarters to nine tenths of what OpenBLAS does, which NumPy brings; most of a training step there are linear layers.
+`benchmarks/matrix_library.py` compares both. Which one is used depends on the processor and on how
+threads wait, never on a measurement: a run must be resumed with the kernels it began with.
 
 Shape legend: T tokens, M x K by K x N.
 """
@@ -14,7 +14,7 @@ import os
 import platform
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -84,6 +84,11 @@ def quick_products() -> Iterator[None]:
     """
     with _numpy_threads().limit(limits=1), _QuickLinear():
         yield
+
+
+def usual_products() -> AbstractContextManager[None]:
+    """`quick_products` where NumPy is quicker than torch, and otherwise a context in which nothing changes."""
+    return quick_products() if numpy_is_quicker() else nullcontext()
 
 
 @cache
