@@ -19,11 +19,13 @@ COMMANDS = {
     "pretrain": "turn a folder of images into an encoder",
     "evaluate": "what an encoder is worth: kNN, linear probe",
     "compare": "encoders or methods side by side on labelled images",
+    "replay": "take a step again that was left out because it was not finite",
     "report": "write the page about a run",
     "methods": "the table of methods",
     "show": "every knob of a method: type, default, meaning, source",
     "recipes": "ready-made configurations",
     "verify": "replay the authors' golden vectors",
+    "shard": "images as tar shards, for large sets and for networks",
     "tokenizer": "train an image tokenizer for the BEiT family",
     "bench": "how fast this machine trains, what bounds it, and what to do about it",
 }

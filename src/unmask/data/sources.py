@@ -1,4 +1,4 @@
-"""Where images come from: a folder, a list of files, a tar archive, arrays, or what ships with the package.
+"""Where images come from: a folder, a list of files, an archive, shards, a database, or what ships with the package.
 
 `open_source` finds the right kind for what a user typed; `labelled` gives the two labelled halves an
 evaluation needs.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import tarfile
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,10 +15,28 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from unmask.data.captions import Captions, caption_file, read_captions
+from unmask.data.huggingface import PREFIX, STREAM_PREFIX, open_huggingface
 from unmask.data.idx import IDX_SUFFIXES, idx_file, read_idx
 from unmask.data.index import EXTENSIONS, index_folder, is_image_name
 from unmask.data.layout import Layout, Split, arrange, hashed_test_mask
+from unmask.data.lmdb import is_database, open_lmdb
 from unmask.data.paths import PathTable
+from unmask.data.remote import is_url
+from unmask.data.shard_table import INDEX_FILE
+from unmask.data.shards import has_shards, open_shards
+from unmask.data.source import Selection, Source, select
+from unmask.data.zips import open_zip
+
+__all__ = (
+    "ArraySource",
+    "FileSource",
+    "Selection",
+    "Source",
+    "TarSource",
+    "captions_of",
+    "labelled",
+    "open_source",
+)
 
 BUILTIN_FOLDER = Path(__file__).parent / "builtin"
 BUILTIN = ("builtin:emoji", "builtin:fashion-mnist")
@@ -28,70 +45,6 @@ FASHION_CLASSES = (
     "t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle-boot",
 )
 # fmt: on
-
-
-class Source(ABC):
-    """A fixed sequence of images, encoded or already decoded.
-
-    `labels` are positions in `classes`, one an image, or None when the images have no classes.
-    """
-
-    name: str
-    labels: NDArray[np.int64] | None
-    classes: tuple[str, ...] | None
-
-    @abstractmethod
-    def __len__(self) -> int: ...
-
-    @abstractmethod
-    def path(self, index: int) -> str:
-        """Name of the image for logs and reports; always printable."""
-
-    @abstractmethod
-    def read(self, index: int) -> bytes | NDArray[np.uint8]:
-        """The bytes of an image file, or decoded uint8 pixels [H, W, C]. Raises OSError."""
-
-    def captions(self) -> Captions | None:
-        """Texts about each image, maybe none for some; None where the source has no captions at all. ValueError where
-        they cannot be read."""
-        return None
-
-    def subset(self, indices: ArrayLike) -> Source:
-        """The images at these positions, in this order, with their labels."""
-        chosen = np.asarray(indices, dtype=np.int64)
-        labels = None if self.labels is None else self.labels[chosen]
-        return Selection(self, chosen, labels=labels, classes=self.classes)
-
-
-class Selection(Source):
-    """Some images of another source, possibly with labels of their own."""
-
-    def __init__(
-        self,
-        base: Source,
-        indices: NDArray[np.int64],
-        *,
-        labels: NDArray[np.int64] | None,
-        classes: tuple[str, ...] | None,
-    ) -> None:
-        self.name = base.name
-        self.labels = labels
-        self.classes = classes
-        self._base = base
-        self._indices = indices
-
-    def __len__(self) -> int:
-        return len(self._indices)
-
-    def path(self, index: int) -> str:
-        return self._base.path(int(self._indices[index]))
-
-    def read(self, index: int) -> bytes | NDArray[np.uint8]:
-        return self._base.read(int(self._indices[index]))
-
-    def captions(self) -> Captions | None:
-        captions = self._base.captions()
-        return None if captions is None else tuple(captions[index] for index in self._indices.tolist())
 
 
 class FileSource(Source):
@@ -192,7 +145,11 @@ def open_source(spec: str | Path, *, split: Split = "all") -> Source:
     - a folder with the files of MNIST or Fashion-MNIST (`train-images-idx3-ubyte`, gzipped or not, and so
       on);
     - a `.txt` list: one path a line, relative to the list, optionally a tab and a label;
-    - a `.tar` archive, laid out like a folder;
+    - a `.tar` or `.zip` archive, laid out like a folder;
+    - tar shards (`unmask.data.shards`): a folder of them, `shards/train-{000000..000127}.tar`, the `index.json` of
+      `unmask shard`, or any of these as a URL (`https://`, `s3://` ...);
+    - an LMDB database with image files as values: a `.lmdb` file or folder, or one that holds `data.mdb`;
+    - `hf:PATH`, `hf:NAME` or `hf:NAME[part]`: a data set of Hugging Face, on this disk or from their hub;
     - `builtin:emoji`, `builtin:fashion-mnist`.
 
     Raises ValueError with one sentence when there is no image to be had.
@@ -200,18 +157,36 @@ def open_source(spec: str | Path, *, split: Split = "all") -> Source:
     text = str(spec)
     if text.startswith("builtin:"):
         return _open_builtin(text, split)
+    if text.startswith(PREFIX):
+        return open_huggingface(text, split)
+    if text.startswith(STREAM_PREFIX):
+        raise ValueError(
+            f"{text} can only be read from its beginning: make shards of it first, by unmask shard {text} OUT"
+        )
+    if is_url(text):
+        return open_shards(text, split)
     path = Path(text).expanduser()
     if path.is_dir():
         if idx_file(path, "train", "images") is not None:
             return _open_idx(text, path, split)
-        return _open_folder(text, path, split)
+        return open_lmdb(text, path, split) if is_database(path) else _open_folder(text, path, split)
     if not path.exists():
+        if "{" in text and path.suffix.lower() == ".tar":
+            return open_shards(text, split)
         raise ValueError(f"{text} does not exist")
     if path.suffix.lower() == ".tar":
         return _open_tar(text, path, split)
     if path.suffix.lower() == ".txt":
         return _open_list(text, path, split)
-    raise ValueError(f"{text} is neither a folder of images, nor a .txt list of image files, nor a .tar archive")
+    if path.suffix.lower() == ".zip":
+        return open_zip(text, path, split)
+    if is_database(path):
+        return open_lmdb(text, path, split)
+    if path.name == INDEX_FILE:
+        return open_shards(text, split)
+    raise ValueError(
+        f"{text} is neither a folder of images, nor a .txt list of image files, nor a .tar or .zip archive"
+    )
 
 
 def labelled(spec: str | Path) -> tuple[Source, Source]:
@@ -250,21 +225,17 @@ def captions_of(source: Source) -> Captions | None:
     return captions
 
 
-def _select(base: Source, layout: Layout, spec: str, split: Split) -> Source:
-    if not len(layout.indices):
-        raise ValueError(f"{spec} has no images for the split {split}: it holds only {len(base)}")
-    return Selection(base, layout.indices, labels=layout.labels, classes=layout.classes)
-
-
 def _open_folder(spec: str, folder: Path, split: Split) -> Source:
     try:
         paths = index_folder(folder)
     except OSError as error:
         raise ValueError(f"{spec} cannot be read: {error.strerror}") from error
     if not len(paths):
+        if has_shards(folder):
+            return open_shards(spec, split)
         kinds = ", ".join(extension.decode().removeprefix(".") for extension in EXTENSIONS)
         raise ValueError(f"{spec} holds no image (no file ending in {kinds})")
-    return _select(FileSource(spec, folder, paths), arrange(paths, split), spec, split)
+    return select(FileSource(spec, folder, paths), arrange(paths, split), spec, split)
 
 
 def _open_tar(spec: str, archive: Path, split: Split) -> Source:
@@ -274,7 +245,7 @@ def _open_tar(spec: str, archive: Path, split: Split) -> Source:
         raise ValueError(f"{spec} cannot be read as an uncompressed tar archive: {error}") from error
     if not len(base):
         raise ValueError(f"{spec} holds no image")
-    return _select(base, arrange(base.paths, split), spec, split)
+    return select(base, arrange(base.paths, split), spec, split)
 
 
 def _open_list(spec: str, file: Path, split: Split) -> Source:
@@ -305,7 +276,7 @@ def _open_list(spec: str, file: Path, split: Split) -> Source:
         hidden = hashed_test_mask(names, labels)
         indices = np.flatnonzero(hidden if split == "test" else ~hidden)
     layout = Layout(indices, None if labels is None else labels[indices], classes)
-    return _select(FileSource(spec, file.parent, names), layout, spec, split)
+    return select(FileSource(spec, file.parent, names), layout, spec, split)
 
 
 def _open_idx(spec: str, folder: Path, split: Split) -> Source:
