@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: install demo test check format lock clean
+.PHONY: install demo test check fuzz audit format lock clean
 
 install: $(STAMP)
 
@@ -34,6 +34,15 @@ check: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python -m pip check
+
+# The loaders against damaged files, with other ones every time; says how many cases each has read.
+fuzz: $(STAMP)
+	UNMASK_FUZZ_MINUTES=$(or $(MINUTES),10) OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/fuzz
+
+# Known weaknesses of what is in the lock. Needs the internet and a service that knows them, so CI cannot ask.
+audit: $(STAMP)
+	$(BIN)/uv tool run pip-audit --disable-pip --require-hashes -r requirements.lock
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .

@@ -13,6 +13,7 @@ import cattrs
 from cattrs.errors import ClassValidationError, ForbiddenExtraKeysError
 from cattrs.gen import make_dict_structure_fn
 
+from unmask.errors import in_short
 from unmask.methods import METHODS, find_method
 from unmask.methods.base import MethodConfig
 from unmask.training.trainer import TrainingConfig
@@ -50,7 +51,7 @@ def read_values(path: Path) -> dict[str, Any]:
         values = json.loads(path.read_text())
     except OSError as error:
         raise ValueError(f"cannot read configuration {path}: {(error.strerror or 'error').lower()}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(values, dict) or values.get("format") != FORMAT:
         raise ValueError(f"{path} is not a run configuration of format {FORMAT}")
@@ -70,13 +71,13 @@ def load_config(path: Path) -> RunConfig:
         raise ValueError(f"{path} lacks {missing[0]!r}")
     unknown = set(values) - {"format", "data", "method", "settings", "training"}
     if unknown:
-        raise ValueError(f"{path}: unknown key {min(unknown)!r}")
-    name = str(values["method"])
-    if name not in METHODS:
+        raise ValueError(f"{path}: unknown key {in_short(min(unknown))}")
+    name = values["method"]
+    if not isinstance(name, str) or name not in METHODS:
         # A configuration file must not make us import code; --method module:Class on the command line may.
-        raise ValueError(f"{path} names method {name!r}, which is not one of {', '.join(METHODS)}")
+        raise ValueError(f"{path} names method {in_short(name)}, which is not one of {', '.join(METHODS)}")
     if not isinstance(values["data"], str):
-        raise ValueError(f"{path}: data must be text, got {values['data']!r}")
+        raise ValueError(f"{path}: data must be text, got {in_short(values['data'])}")
     return RunConfig(
         data=values["data"],
         method=name,
@@ -94,7 +95,7 @@ def structure(values: dict[str, Any], cls: type[T], where: str) -> T:
 
         def from_object(value: Any, _: Any) -> Any:
             if not isinstance(value, dict):
-                raise ValueError(f"expected an object with the fields of {kind.__name__}, got {value!r}")
+                raise ValueError(f"expected an object with the fields of {kind.__name__}, got {in_short(value)}")
             return from_fields(value, kind)
 
         return from_object
@@ -113,25 +114,28 @@ def structure(values: dict[str, Any], cls: type[T], where: str) -> T:
 
 def _number(value: Any, _: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError(f"expected a number, got {value!r}")
-    return float(value)
+        raise ValueError(f"expected a number, got {in_short(value)}")
+    try:
+        return float(value)
+    except OverflowError as error:
+        raise ValueError(f"expected a number of usual size, got {in_short(value)}") from error
 
 
 def _whole(value: Any, _: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
-        raise ValueError(f"expected a whole number, got {value!r}")
+        raise ValueError(f"expected a whole number, got {in_short(value)}")
     return value
 
 
 def _truth(value: Any, _: Any) -> bool:
     if not isinstance(value, bool):
-        raise ValueError(f"expected true or false, got {value!r}")
+        raise ValueError(f"expected true or false, got {in_short(value)}")
     return value
 
 
 def _text(value: Any, _: Any) -> str:
     if not isinstance(value, str):
-        raise ValueError(f"expected text, got {value!r}")
+        raise ValueError(f"expected text, got {in_short(value)}")
     return value
 
 
@@ -142,7 +146,7 @@ def _is_choice(kind: Any) -> bool:
 
 def _choice(value: Any, kind: Any) -> Any:
     if value not in get_args(kind):
-        raise ValueError(f"expected one of {', '.join(map(str, get_args(kind)))}, got {value!r}")
+        raise ValueError(f"expected one of {', '.join(map(str, get_args(kind)))}, got {in_short(value)}")
     return value
 
 
@@ -153,7 +157,7 @@ def _sentence(error: BaseException, where: str) -> str:
         known = [field.name for field in dataclasses.fields(error.cl)]
         near = difflib.get_close_matches(key, known, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
-        return f"{where}: unknown key {key!r}; {hint}"
+        return f"{where}: unknown key {in_short(key)}; {hint}"
     if isinstance(error, BaseExceptionGroup):
         inner = error.exceptions[0]
         note = next((note for note in getattr(inner, "__notes__", []) if hasattr(note, "name")), None)

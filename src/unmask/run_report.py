@@ -75,7 +75,9 @@ def write_report(folder: RunFolder) -> Path:
         figures=figures,
         tables=(evaluation_table(records), health_table(records)),
         config=json.loads(folder.config_file.read_text()),
-        bad_files=folder.bad_files.read_text(encoding="utf-8").splitlines() if folder.bad_files.exists() else (),
+        bad_files=folder.bad_files.read_text(encoding="utf-8", errors="replace").splitlines()
+        if folder.bad_files.exists()
+        else (),
         versions={"unmask": __version__, "python": platform.python_version()}
         | {name: version(name) for name in ("torch", "torchvision", "timm")},
     )

@@ -295,7 +295,7 @@ def changed(path: str, value: Any) -> dict[str, Any]:
         (changed("annotations", []), "has no annotation"),
         (changed("images.1.width", ...), "image number 2 has no 'width'"),
         (changed("images.1", 3), "image number 2 has no 'id'"),
-        (changed("images.1.width", 0), "image 101 must have a height and a width of 1 pixel or more"),
+        (changed("images.1.width", 0), "image 101 must have a height and a width from 1 to 64000000 pixels"),
         (changed("images.1.id", 100), "image 100 is there twice"),
         (changed("images.1.id", []), "image number 2 must have an id and a file name"),
         (changed("images.0.file_name", ""), "image number 1 must have an id and a file name"),
@@ -303,6 +303,12 @@ def changed(path: str, value: Any) -> dict[str, Any]:
         (
             changed("categories.0.id", "a"),
             "category number 1 must have a whole number as its id and a text as its name",
+        ),
+        (changed("images.1.width", 10**30), "image 101 must have a height and a width from 1 to 64000000 pixels"),
+        (changed("images.1.file_name", "\ud800.png"), "image number 2 must have an id and a file name"),
+        (
+            changed("annotations.2.image_id", "a\nb"),
+            r"annotation 1003 is of image 'a\nb', which is not among its images",
         ),
         (changed("categories.0.id", 3), "category 3, 'cat', is there twice"),
         (changed("categories.0.name", "cat"), "category 3, 'cat', is there twice"),
@@ -324,11 +330,11 @@ def changed(path: str, value: Any) -> dict[str, Any]:
         ),
         (
             changed("annotations.2.bbox", [25, 2, 7, 3]),
-            "annotation 1003 has the box [25, 2, 7, 3], which leaves its image 002.png of 30 x 20 pixels",
+            "annotation 1003 has the box [25, 2, 7, 3], which leaves its image '002.png' of 30 x 20 pixels",
         ),
         (
             changed("annotations.2.bbox", [1, -1.5, 7, 3]),
-            "annotation 1003 has the box [1, -1.5, 7, 3], which leaves its image 002.png of 30 x 20 pixels",
+            "annotation 1003 has the box [1, -1.5, 7, 3], which leaves its image '002.png' of 30 x 20 pixels",
         ),
         (
             changed("annotations.2.segmentation", "a"),

@@ -10,8 +10,17 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch import nn
 
-from unmask.models.model_file import config_of, header_of, read_tensors
+from unmask.models.model_file import (
+    WRONG_VALUES,
+    config_of,
+    described,
+    filled,
+    header_of,
+    normalisation_of,
+    read_tensors,
+)
 
 FILE = Path("some/model.safetensors")
 
@@ -70,6 +79,48 @@ def test_a_missing_or_foreign_header_is_refused() -> None:
     for what, named in (("an encoder", "encoder"), ("a classifier", "classifier")):
         with pytest.raises(ValueError, match=f"^{FILE} has {named} format 4, this version reads 3$"):
             header({"format": 4}, what)
+
+
+def test_an_endless_header_is_damaged() -> None:
+    with pytest.raises(ValueError, match=f"^{FILE} has a damaged header$"):
+        header("[" * 100_000)
+
+
+def test_tensors_of_impossible_types_and_shapes_are_refused(tmp_path: Path) -> None:
+    for kind, shape in (("F4", [2, 2]), ("F32", [2**62, 0, 4]), ("C64", [1])):
+        text = json.dumps({"a": {"dtype": kind, "shape": shape, "data_offsets": [0, 0]}}).encode()
+        (tmp_path / "model").write_bytes(len(text).to_bytes(8, "little") + text)
+        with pytest.raises(ValueError, match=r"model is not a readable safetensors file$"):
+            read_tensors(tmp_path / "model")
+
+
+def test_normalisation_is_of_every_channel_and_finite() -> None:
+    assert normalisation_of({"mean": [0.5], "std": [1]}, 1) == ((0.5,), (1.0,))
+    for mean in ([0.5, 0.5], [float("nan")], [10**400], "grey", None):
+        with pytest.raises(WRONG_VALUES):
+            normalisation_of({"mean": mean, "std": [1]}, 1)
+
+
+def test_a_module_is_filled_and_draws_no_more_random_numbers_than_once() -> None:
+    kept = nn.Linear(3, 2).state_dict()
+    torch.manual_seed(0)
+    made = filled(lambda: nn.Linear(3, 2), lambda module: module.load_state_dict(kept))
+    after = torch.rand(1)
+    assert all(torch.equal(value, kept[name]) for name, value in made.state_dict().items())
+    torch.manual_seed(0)
+    nn.Linear(3, 2)
+    assert torch.equal(torch.rand(1), after)
+
+
+def test_what_a_file_does_not_hold_takes_no_memory(tmp_path: Path) -> None:
+    kept = nn.Linear(3, 2).state_dict()
+    with pytest.raises(ValueError, match=r"model does not hold the network that its header describes$"):
+        described(
+            lambda: nn.Linear(1 << 24, 1 << 24),
+            lambda module: module.load_state_dict(kept),
+            tmp_path / "model",
+            "the network",
+        )
 
 
 def test_lists_become_tuples_and_what_is_wrong_raises() -> None:

@@ -81,3 +81,12 @@ def test_files_that_hold_no_palette_are_refused(values: np.ndarray | None, sente
         read_palette(file)
     with pytest.raises(ValueError, match=r"^\S+none.npy is not a readable .npy file$"):
         read_palette(tmp_path / "none.npy")
+
+
+@pytest.mark.parametrize(
+    "damage", [b"PK\x03\x04" + bytes(40), b"\x93NUMPY\x01\x00v\x00" + b"(" * 118, b"\x93NUMPY\x09\x00"]
+)
+def test_whatever_numpy_says_of_a_damaged_file_is_one_sentence(damage: bytes, tmp_path: Path) -> None:
+    (tmp_path / "centres.npy").write_bytes(damage)
+    with pytest.raises(ValueError, match=r"centres\.npy is not a readable \.npy file$"):
+        read_palette(tmp_path / "centres.npy")

@@ -22,7 +22,10 @@ from unmask.report import (
 )
 from unmask.report.log import Record
 
-HOSTILE = """<script>alert("1")</script><img src=x onerror='alert(2)'>&amp;"""
+HOSTILE = (
+    """<script>alert("1")</script><img src=x onerror='alert(2)'>&amp;"><svg onload=alert(3)>"""
+    "javascript:alert(4) --></style>\u202egnp.exe\u2067"
+)
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 import pytest
 
 from unmask.evaluation.metrics import Score, gap_noise, wilson_interval
-from unmask.report.comparison import Line, dot_plot, markdown, ordered, sentences, versus
+from unmask.report.comparison import Line, dot_plot, in_markdown, markdown, ordered, sentences, versus
 
 
 def _score(top1: float, n: int = 1000) -> Score:
@@ -55,6 +55,21 @@ def test_the_table_says_it_all_and_stays_a_table() -> None:
     assert rows[4].startswith("| best | 71.0 | 68.1–73.7 | above | 74.0 |")
     assert "| weak | 61.0 | 57.9–64.0 | even |" in rows[6]
     assert rows[7].endswith("| left out: needs \\| a tokenizer |")
+
+
+def test_hostile_names_are_words_in_the_table_and_in_the_drawing() -> None:
+    name = """<img src=x onerror=alert(1)>|[a](javascript:alert(2))\n\n# `b`"><script>alert(3)</script>"""
+    lines = [*LINES[:2], _line(name, 70, 72)]
+    rows = markdown(lines, ("knn", "linear")).splitlines()
+    assert len(rows) == 2 + len(lines)
+    assert in_markdown(name) in rows[-1]
+    assert "<" not in rows[-1]
+    assert "[a]" not in rows[-1]
+    drawing = ElementTree.fromstring(dot_plot(lines, ("knn", "linear")))
+    tags = {element.tag.rpartition("}")[2] for element in drawing.iter()}
+    assert tags == {"svg", "style", "path", "text", "circle", "g", "title"}
+    assert not [key for element in drawing.iter() for key in element.attrib if key.startswith("on")]
+    assert any(element.text == name for element in drawing.iter())
 
 
 def test_sentences_name_the_best_its_equals_and_those_that_learnt_nothing() -> None:

@@ -36,6 +36,32 @@ def test_a_line_cut_before_a_restart_is_only_that_line(tmp_path: Path) -> None:
     assert kinds == ["step", "damaged", "damaged", "event"]
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        "[" * 100_000,
+        "1" * 5000,
+        '{"step": 1}',
+        '{"kind": ["step"], "step": 1}',
+        '{"kind": "step"}',
+        '{"kind": "step", "step": "one"}',
+        '{"kind": "step", "step": NaN}',
+        '{"kind": "step", "step": 1, "losses": [1]}',
+        '{"kind": "step", "step": 1, "loss": "low"}',
+        '{"kind": "step", "step": 1, "time": 1e999}',
+        '{"kind": "health", "step": 1, "figures": {"rank": []}}',
+        '{"kind": "evaluation", "epoch": 1, "name": [], "network": "pixels", "score": {}}',
+        '{"kind": "evaluation", "epoch": 1, "name": "knn", "network": "pixels", "score": 3}',
+        '{"kind": "evaluation", "epoch": 1, "name": "knn", "network": "pixels", "score": {"top1": 1, "interval": [1]}}',
+    ],
+    ids=lambda line: line[:60],
+)
+def test_a_line_that_no_run_writes_is_damaged(tmp_path: Path, line: str) -> None:
+    path = tmp_path / "log.jsonl"
+    path.write_text(f'{{"kind": "step", "step": 1, "loss": NaN}}\n{line}\n')
+    assert [record["kind"] for record in read_log(path)] == ["step", "damaged"]
+
+
 def test_a_missing_log_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"there is no log at .*log\.jsonl"):
         read_log(tmp_path / "log.jsonl")

@@ -14,6 +14,8 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from unmask.errors import in_short
+
 CAPTION_FILES = ("captions.csv", "captions.jsonl")
 Captions = tuple[tuple[str, ...], ...]
 
@@ -42,16 +44,25 @@ def read_captions(file: Path, images: Sequence[bytes]) -> Captions:
     found: list[list[str]] = [[] for _ in images]
     rows = 0
     for where, name, caption in _rows_of_csv(file, text) if file.suffix == ".csv" else _rows_of_jsonl(file, text):
-        place = places.get(os.fsencode(os.path.normpath(name)))
+        path = _as_path(name)
+        place = None if path is None else places.get(path)
         if place is None:
-            raise ValueError(f"{where} names {name!r}, which is not an image in {file.parent}")
+            raise ValueError(f"{where} names {in_short(name)}, which is not an image in {file.parent}")
         if not caption.strip():
-            raise ValueError(f"{where} has an empty caption for {name!r}")
+            raise ValueError(f"{where} has an empty caption for {in_short(name)}")
         found[place].append(caption.strip())
         rows += 1
     if not rows:
         raise ValueError(f"{file} holds no caption")
     return tuple(tuple(several) for several in found)
+
+
+def _as_path(name: str) -> bytes | None:
+    """A name as the file system has it; None for what JSON can write and no file can be called."""
+    try:
+        return os.fsencode(os.path.normpath(name))
+    except UnicodeEncodeError:
+        return None
 
 
 def _rows_of_csv(file: Path, text: str) -> Iterator[tuple[str, str, str]]:
@@ -78,7 +89,7 @@ def _rows_of_jsonl(file: Path, text: str) -> Iterator[tuple[str, str, str]]:
         where = f"{file}, line {number},"
         try:
             row = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{where} is not JSON: {error}") from error
         image, given = (row.get("image"), row.get("caption")) if isinstance(row, dict) else (None, None)
         captions = [given] if isinstance(given, str) else given if isinstance(given, list) else []

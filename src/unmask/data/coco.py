@@ -19,10 +19,11 @@ from faster_coco_eval import mask as rle
 from numpy.typing import NDArray
 
 from unmask.data.annotated import DetectionSource, Things
-from unmask.data.decode import DecodeError, read_size
+from unmask.data.decode import MAX_PIXELS, DecodeError, read_size
 from unmask.data.layout import TEST_FOLDERS, Split, hashed_test_mask
 from unmask.data.scenes import open_scenes_detection
 from unmask.data.sources import FileSource
+from unmask.errors import in_short
 
 BUILTIN_DETECTION = "builtin:scenes"
 ANNOTATIONS = ("annotations.json", "_annotations.coco.json")
@@ -71,6 +72,8 @@ class CocoSource(FileSource, DetectionSource):
         masks = None
         if self.has_masks:
             size = table.sizes_N2[image].tolist()
+            if math.prod(size) > MAX_PIXELS:
+                raise DecodeError(f"its annotations are for more than the {MAX_PIXELS} pixels allowed")
             masks = np.zeros((len(places_K), *size), dtype=np.bool_)
             for mask_HW, place in zip(masks, places_K.tolist(), strict=True):
                 mask_HW[:] = table.outlines.mask(place, *size)
@@ -327,15 +330,17 @@ def _content(file: Path) -> dict[str, list[Any]]:
 def _categories(file: Path, entries: list[Any]) -> tuple[tuple[str, ...], dict[Any, int]]:
     """Names of the kinds of things in the order of their numbers, and the label of each number."""
     names: dict[int, str] = {}
+    taken: set[str] = set()
     for place, entry in enumerate(entries, start=1):
         number, name = (_get(file, "category", entry, place, key) for key in ("id", "name"))
         if not isinstance(number, int) or not isinstance(name, str):
             raise ValueError(
                 f"{file}: category number {place} must have a whole number as its id and a text as its name"
             )
-        if number in names or name in names.values():
-            raise ValueError(f"{file}: category {number}, {name!r}, is there twice")
+        if number in names or name in taken:
+            raise ValueError(f"{file}: category {in_short(number)}, {in_short(name)}, is there twice")
         names[number] = name
+        taken.add(name)
     return tuple(names[number] for number in sorted(names)), {number: n for n, number in enumerate(sorted(names))}
 
 
@@ -343,16 +348,27 @@ def _images(file: Path, entries: list[Any]) -> _Images:
     images = _Images(names=[], sizes=[], place_of={})
     for place, entry in enumerate(entries, start=1):
         number, name, *size = (_get(file, "image", entry, place, key) for key in ("id", "file_name", "height", "width"))
-        if not isinstance(number, int | str) or not isinstance(name, str) or not name or "\0" in name:
+        path = _as_path(name)
+        if not isinstance(number, int | str) or path is None:
             raise ValueError(f"{file}: image number {place} must have an id and a file name")
         if number in images.place_of:
-            raise ValueError(f"{file}: image {number} is there twice")
-        if any(not isinstance(side, int) or side < 1 for side in size):
-            raise ValueError(f"{file}: image {number} must have a height and a width of 1 pixel or more")
+            raise ValueError(f"{file}: image {in_short(number)} is there twice")
+        if any(not isinstance(side, int) or not 1 <= side <= MAX_PIXELS for side in size):
+            raise ValueError(
+                f"{file}: image {in_short(number)} must have a height and a width from 1 to {MAX_PIXELS} pixels"
+            )
         images.place_of[number] = len(images.names)
-        images.names.append(os.fsencode(name))
+        images.names.append(path)
         images.sizes.append((size[0], size[1]))
     return images
+
+
+def _as_path(name: Any) -> bytes | None:
+    """A name as the file system has it; None for what no file can be called."""
+    try:
+        return os.fsencode(name) if isinstance(name, str) and name and "\0" not in name else None
+    except UnicodeEncodeError:
+        return None
 
 
 def _annotation(file: Path, entry: Any, number: int, images: _Images, label_of: dict[Any, int]) -> _Annotation | None:
@@ -360,22 +376,24 @@ def _annotation(file: Path, entry: Any, number: int, images: _Images, label_of: 
     image_id, category_id, given = (
         _get(file, "annotation", entry, number, key) for key in ("image_id", "category_id", "bbox")
     )
-    where = f"{file}: annotation {entry.get('id', f'number {number}')}"
+    where = f"{file}: annotation {in_short(entry['id']) if 'id' in entry else f'number {number}'}"
     if not isinstance(image_id, int | str) or image_id not in images.place_of:
-        raise ValueError(f"{where} is of image {image_id}, which is not among its images")
+        raise ValueError(f"{where} is of image {in_short(image_id)}, which is not among its images")
     if not isinstance(category_id, int) or category_id not in label_of:
-        raise ValueError(f"{where} is of category {category_id}, which is not among its categories")
+        raise ValueError(f"{where} is of category {in_short(category_id)}, which is not among its categories")
     image = images.place_of[image_id]
     height, width = images.sizes[image]
     numbers = _numbers(given)
     if numbers is None or len(numbers) != 4:
-        raise ValueError(f"{where} must have a box of four numbers, got {given}")
+        raise ValueError(f"{where} must have a box of four numbers, got {in_short(given)}")
     if min(numbers[2:]) <= 0:
         return None
     edges = [numbers[0], numbers[1], numbers[0] + numbers[2], numbers[1] + numbers[3]]
     if min(edges[:2]) < -TOLERANCE or edges[2] > width + TOLERANCE or edges[3] > height + TOLERANCE:
-        name = os.fsdecode(images.names[image])
-        raise ValueError(f"{where} has the box {given}, which leaves its image {name} of {width} x {height} pixels")
+        name = in_short(os.fsdecode(images.names[image]))
+        raise ValueError(
+            f"{where} has the box {in_short(given)}, which leaves its image {name} of {width} x {height} pixels"
+        )
     box = [min(max(edge, 0.0), float(most)) for edge, most in zip(edges, (width, height) * 2, strict=True)]
     if box[2] <= box[0] or box[3] <= box[1]:
         return None
@@ -401,14 +419,18 @@ def _outline(where: str, given: Any, height: int, width: int) -> _Outline:
 def _run_lengths(where: str, given: dict[str, Any], height: int, width: int) -> bytes:
     """Compressed run lengths, column by column. Whether compressed ones are sound shows when they are read."""
     if given.get("size") != [height, width]:
-        raise ValueError(f"{where} has an outline of size {given.get('size')}, its image is {[height, width]}")
+        raise ValueError(
+            f"{where} has an outline of size {in_short(given.get('size'))}, its image is {[height, width]}"
+        )
     counts = given.get("counts")
     if isinstance(counts, str) and counts.isascii():
         return counts.encode()
     if not isinstance(counts, list) or not all(isinstance(count, int) and count >= 0 for count in counts):
         raise ValueError(f"{where} must have run lengths that are whole numbers or compressed text")
     if sum(counts) != height * width:
-        raise ValueError(f"{where} has run lengths of {sum(counts)} pixels, its image has {height * width}")
+        raise ValueError(f"{where} has run lengths of {in_short(sum(counts))} pixels, its image has {height * width}")
+    if height * width > MAX_PIXELS:
+        return b""  # nobody looks at them: such an image is refused
     compressed: bytes = rle.frPyObjects({"size": [height, width], "counts": counts}, height, width)["counts"]
     return compressed
 

@@ -5,14 +5,25 @@ from __future__ import annotations
 import gzip
 import lzma
 import math
+import re
 import struct
+import zlib
+from collections.abc import Callable
 from pathlib import Path
+from typing import IO, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 IDX_SUFFIXES = ("-ubyte", "-ubyte.gz")
+MOST_BYTES = 1 << 31
+"""Larger packed files are refused: a small one can hold what fills the memory."""
+_DIMENSIONS = re.compile(r"-idx(\d)-")
 _UINT8 = 8  # the header's code for unsigned bytes
+_UNPACKED: dict[str, Callable[[Path], IO[bytes]]] = {
+    ".gz": lambda file: cast(IO[bytes], gzip.open(file)),  # noqa: SIM115 (closed by whoever asks for it)
+    ".xz": lambda file: cast(IO[bytes], lzma.open(file)),  # noqa: SIM115
+}
 
 
 def idx_file(folder: Path, part: str, content: str) -> Path | None:
@@ -27,17 +38,25 @@ def idx_file(folder: Path, part: str, content: str) -> Path | None:
 
 def read_idx(file: Path) -> NDArray[np.uint8]:
     """The array in an IDX file, plain, gzipped (.gz) or xz (.xz). Raises ValueError when it is damaged."""
+    packed = file.suffix in _UNPACKED
     try:
-        if file.suffix == ".gz":
-            content = gzip.decompress(file.read_bytes())
-        elif file.suffix == ".xz":
-            content = lzma.decompress(file.read_bytes())
-        else:
-            content = file.read_bytes()
-        zero, kind, dimensions = struct.unpack_from(">HBB", content)
-        shape = struct.unpack_from(f">{dimensions}I", content, 4)
-    except (OSError, EOFError, lzma.LZMAError, struct.error) as error:
+        with _UNPACKED.get(file.suffix, _plain)(file) as stream:
+            zero, kind, dimensions = struct.unpack(">HBB", stream.read(4))
+            shape = struct.unpack(f">{dimensions}I", stream.read(4 * dimensions))
+            size = math.prod(shape)
+            if packed and size > MOST_BYTES:
+                raise ValueError(f"{file} holds more than the {MOST_BYTES} bytes allowed in a packed file")
+            # One byte more than there should be, at most: of a packed file nobody knows how much more it holds.
+            content = stream.read(size + 1) if packed else stream.read()
+    except (OSError, EOFError, lzma.LZMAError, zlib.error, struct.error) as error:
         raise ValueError(f"{file} is damaged: {error}") from error
-    if zero != 0 or kind != _UINT8 or len(content) != 4 + 4 * dimensions + math.prod(shape):
+    if zero != 0 or kind != _UINT8 or len(content) != size:
         raise ValueError(f"{file} is damaged: its size is not what its header says")
-    return np.frombuffer(content, dtype=np.uint8, offset=4 + 4 * dimensions).reshape(shape)
+    named = _DIMENSIONS.search(file.name)
+    if named is not None and int(named[1]) != dimensions:
+        raise ValueError(f"{file} is damaged: it has {dimensions} dimensions, not the {named[1]} of its name")
+    return np.frombuffer(content, dtype=np.uint8).reshape(shape)
+
+
+def _plain(file: Path) -> IO[bytes]:
+    return file.open("rb")

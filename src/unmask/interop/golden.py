@@ -29,6 +29,8 @@ from unmask.optimisation import build_optimizer, finish_gradients, set_rates
 from unmask.schedule import Schedule
 from unmask.trainee import Losses
 
+MOST_BYTES = 1 << 30
+"""What a packed file of tensors may hold at most: a small one could fill the memory."""
 LOSS_TOLERANCE = 1e-9
 NORM_TOLERANCE = 1e-8
 # A gradient this small beside the whole is zero in theory (a bias before batch norm): Adam makes steps of its noise.
@@ -80,7 +82,12 @@ def tensor_file(case: Path) -> Path:
 
 def load_tensors(file: Path) -> Tensors:
     """The tensors in a file of a case. Raises whatever a damaged file provokes."""
-    content = lzma.decompress(file.read_bytes()) if file.suffix == ".xz" else file.read_bytes()
+    if file.suffix != ".xz":
+        return load(file.read_bytes())
+    with lzma.open(file) as packed:
+        content = packed.read(MOST_BYTES + 1)
+    if len(content) > MOST_BYTES:
+        raise ValueError(f"it holds more than the {MOST_BYTES} bytes allowed in a packed file")
     return load(content)
 
 

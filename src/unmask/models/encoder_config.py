@@ -21,8 +21,12 @@ from timm.models.vision_transformer import (
 )
 from typing_extensions import Doc
 
+from unmask.errors import in_short
+
 TIMM_VITS = (VisionTransformer, Beit, Eva)
 PARALLEL_BLOCKS = (ParallelScalingBlock, DiffParallelScalingBlock, ParallelThingsBlock)
+MOST = {"depth": 200, "stage depth": 200, "number of colours": 1 << 16, "channels": 1024}
+"""Sizes that cost time or memory before a weight is made, at most; a file of others may ask for anything."""
 FAMILIES = "vit_*, deit*, beit*, eva02_* and their kin"
 
 
@@ -90,18 +94,21 @@ class EncoderConfig:
 
     def __post_init__(self) -> None:
         sizes = {
-            "patch size": self.patch_size,
-            "channels": self.channels,
-            "width": self.width,
-            "depth": self.depth,
-            "heads": self.heads,
-            "number of colours": self.colours,
-            "stage width": None if self.stage_widths is None else min(self.stage_widths),
-            "stage depth": None if self.stage_depths is None else min(self.stage_depths),
+            "patch size": (self.patch_size,),
+            "channels": (self.channels,),
+            "width": (self.width,),
+            "depth": (self.depth,),
+            "heads": (self.heads,),
+            "number of colours": (self.colours,),
+            "stage width": self.stage_widths or (),
+            "stage depth": self.stage_depths or (),
         }
-        for what, value in sizes.items():
-            if value is not None and value < 1:
-                raise ValueError(f"encoder {what} must be at least 1, got {value}")
+        for what, values in sizes.items():
+            for value in values:
+                if value is not None and value < 1:
+                    raise ValueError(f"encoder {what} must be at least 1, got {in_short(value)}")
+                if value is not None and value > MOST.get(what, value):
+                    raise ValueError(f"encoder {what} must be at most {MOST[what]}, got {in_short(value)}")
         if not 0 <= self.drop_path < 1:
             raise ValueError(f"drop path must lie in [0, 1), got {self.drop_path}")
 
@@ -230,4 +237,4 @@ def _blank(name: str) -> Any:
 
 def _unknown(name: str) -> str:
     near = difflib.get_close_matches(name, timm.list_models(), n=3)
-    return f"timm knows no model named {name!r}" + (f"; near names: {', '.join(near)}" if near else "")
+    return f"timm knows no model named {in_short(name)}" + (f"; near names: {', '.join(near)}" if near else "")

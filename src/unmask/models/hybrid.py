@@ -22,6 +22,7 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from unmask.errors import in_short
 from unmask.masking import visible_indices
 from unmask.models.attention import RecordAttention
 from unmask.models.encoder import Encoder
@@ -59,7 +60,7 @@ def hybrid_sizes(config: EncoderConfig) -> HybridSizes:
     """
     name = config.name
     if name not in HYBRIDS:
-        raise ValueError(f"there is no encoder named {name!r}; ConvMAE's are {', '.join(HYBRIDS)}")
+        raise ValueError(f"there is no encoder named {in_short(name)}; ConvMAE's are {', '.join(HYBRIDS)}")
     refused = {
         f"position {config.position!r} (its own are sin-cos)": config.position not in ("native", "sincos"),
         "class token": config.class_token is True,

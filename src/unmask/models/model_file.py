@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import json
+import math
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from safetensors import SafetensorError, safe_open
-from torch import Tensor
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from unmask.errors import in_short
 
 T = TypeVar("T")
+M = TypeVar("M", bound=nn.Module)
+WRONG_VALUES = (AttributeError, ValueError, KeyError, TypeError, OverflowError)
+"""What a value of another type or size in a header provokes where it is read."""
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -17,7 +26,8 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
+    # Beside its own error safetensors lets through what torch says of odd types and shapes.
+    except Exception as error:
         raise ValueError(f"{path} is not a readable safetensors file") from error
 
 
@@ -31,14 +41,48 @@ def header_of(metadata: dict[str, str], name: str, form: int, path: Path, what: 
     try:
         header: dict[str, Any] = json.loads(metadata[name])
         written = header["format"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{path} has a damaged header") from error
     if written != form:
         # "an encoder" -> "encoder"
-        raise ValueError(f"{path} has {what.partition(' ')[2]} format {written}, this version reads {form}")
+        raise ValueError(f"{path} has {what.partition(' ')[2]} format {in_short(written)}, this version reads {form}")
     return header
 
 
 def config_of(cls: type[T], values: dict[str, Any]) -> T:
     """A flat configuration from JSON, which has no tuples. Raises what a wrong value raises."""
     return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+
+
+def normalisation_of(header: dict[str, Any], channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel. Raises what a wrong value raises."""
+    mean, std = (tuple(float(value) for value in header[key]) for key in ("mean", "std"))
+    if not len(mean) == len(std) == channels or not all(map(math.isfinite, mean + std)):
+        raise ValueError("mean and std are not those of the image's channels")
+    return mean, std
+
+
+def filled(build: Callable[[], M], fill: Callable[[M], object]) -> M:
+    """The module that `build` makes, after `fill` has put the tensors of a file into it. Raises what either raises.
+
+    Both are tried first on torch's meta device, which takes no memory: a header can speak of a network of any size,
+    and only where the file holds its tensors is there anything to take memory for.
+    """
+    with torch.device("meta"), warnings.catch_warnings():
+        # Nothing is copied there, as torch says of every tensor.
+        warnings.simplefilter("ignore", UserWarning)
+        fill(build())
+    module = build()
+    fill(module)
+    return module
+
+
+def described(build: Callable[[], M], fill: Callable[[M], object], path: Path, what: str) -> M:
+    """The same for a file of ours. ValueError where there is no such network, or the file does not hold it."""
+    try:
+        return filled(build, fill)
+    except ValueError:
+        raise  # a sentence of ours: an unknown name, sizes that do not go together
+    # What absurd sizes provoke in timm and torch can be nearly anything.
+    except Exception as error:
+        raise ValueError(f"{path} does not hold {what} that its header describes") from error

@@ -57,7 +57,8 @@ def read_palette(path: str | Path) -> Float[Tensor, "V C"]:
     """
     try:
         values = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+    # numpy's reader raises nearly anything on damaged bytes.
+    except Exception as error:
         raise ValueError(f"{path} is not a readable .npy file") from error
     if not isinstance(values, np.ndarray) or values.ndim != 2 or values.dtype.kind != "f":
         raise ValueError(f"{path} holds no table of colours, one a row")

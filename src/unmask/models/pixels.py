@@ -23,6 +23,7 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from unmask.errors import in_short
 from unmask.models.attention import RecordAttention
 from unmask.models.encoder import Encoder
 from unmask.models.encoder_config import EncoderConfig
@@ -55,7 +56,7 @@ def pixel_sizes(config: EncoderConfig) -> PixelSizes:
     """The sizes that a configuration means. ValueError for an unknown name and for what such an encoder has not."""
     name = config.name
     if name not in PIXEL_SIZES:
-        raise ValueError(f"there is no encoder named {name!r}; iGPT's are {', '.join(PIXEL_SIZES)}")
+        raise ValueError(f"there is no encoder named {in_short(name)}; iGPT's are {', '.join(PIXEL_SIZES)}")
     refused = {
         f"position {config.position!r} (its own are learned)": config.position not in ("native", "learned"),
         "class token": config.class_token is True,

@@ -30,7 +30,7 @@ from torch import Tensor
 from unmask.models.build import build_encoder
 from unmask.models.encoder import Encoder
 from unmask.models.encoder_config import EncoderConfig
-from unmask.models.model_file import config_of, header_of, read_tensors
+from unmask.models.model_file import WRONG_VALUES, config_of, described, header_of, normalisation_of, read_tensors
 from unmask.views import normalise, to_float
 
 HEADER = "unmask_encoder"
@@ -87,14 +87,15 @@ def read_encoder(path: Path) -> PretrainedEncoder:
     header = header_of(metadata, HEADER, FORMAT, path, "an encoder")
     try:
         config = config_of(EncoderConfig, header["encoder"])
-        mean, std = (tuple(float(value) for value in header[key]) for key in ("mean", "std"))
-    except (AttributeError, ValueError, KeyError, TypeError) as error:
+        mean, std = normalisation_of(header, config.channels)
+    except WRONG_VALUES as error:
         raise ValueError(f"{path} has a damaged header") from error
-    encoder = build_encoder(config, mask_token=False)
-    try:
-        encoder.network.load_state_dict(tensors)
-    except RuntimeError as error:
-        raise ValueError(f"{path} does not hold the encoder that its header describes") from error
+    encoder = described(
+        lambda: build_encoder(config, mask_token=False),
+        lambda made: made.network.load_state_dict(tensors),
+        path,
+        "the encoder",
+    )
     method = header.get("method")
     return PretrainedEncoder(
         encoder=encoder, mean=mean, std=std, origin=str(path), method=method if isinstance(method, str) else None

@@ -221,7 +221,8 @@ def _from_folder(kind: Any, folder: str, what: str, **options: Any) -> Any:
     if not Path(folder).is_dir():
         raise ValueError(f"{folder} is not a folder, so no {what} can be read from it")
     try:
-        return kind.from_pretrained(folder, local_files_only=True, **options)
+        # Without being told, transformers asks on the terminal whether to run code that it finds in the folder.
+        return kind.from_pretrained(folder, local_files_only=True, trust_remote_code=False, **options)
     except RuntimeError as error:
         raise ValueError(f"no {what} can be read from {folder}: its weights do not fit its config.json") from error
     except (OSError, ValueError, KeyError, ImportError) as error:

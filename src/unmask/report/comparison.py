@@ -67,7 +67,13 @@ def markdown(lines: Sequence[Line], protocols: Sequence[str]) -> str:
             row += [f"{score.top1:.1f}", interval(*score.interval), against]
         row += [DASH if line.rank is None else f"{line.rank:.1f}", line.note]
         rows.append(row)
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows) + "\n"
+    return "\n".join("| " + " | ".join(map(in_markdown, row)) + " |" for row in rows) + "\n"
+
+
+def in_markdown(text: str) -> str:
+    """Text on one line in which nothing is markup, neither Markdown's links and pictures nor HTML."""
+    plain = escape(" ".join(text.split()), quote=False)
+    return "".join(f"\\{letter}" if letter in "\\|[]`*<>" else letter for letter in plain)
 
 
 def sentences(lines: Sequence[Line], protocol: str) -> list[str]:

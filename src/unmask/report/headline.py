@@ -25,6 +25,6 @@ def scored(records: list[Record]) -> list[Record]:
 
 def headline(score: Mapping[str, Any]) -> tuple[str, float, tuple[float, float] | None]:
     """The one figure that sums up a score of any kind: its name, its value in percent, and its 95 % interval."""
-    key = next(key for key in HEADLINES if key in score)
+    key = next(key for key in HEADLINES if isinstance(score.get(key), int | float))
     interval_of = score.get("interval")
     return HEADLINES[key], float(score[key]), None if interval_of is None else (interval_of[0], interval_of[1])

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 Record = dict[str, Any]
+_HUGE = 1e15  # no step, time or score is as large; beyond, an axis has no two ends
+_FINITE = ("step", "epoch", "time", "images_per_second")
+_OFTEN_NOT_FINITE = ("loss", "lr", "grad_norm")
+_SCORES = ("top1", "top5", "mean_class", "mean_ap", "mean_iou", "box_ap", "n")
+_NEEDED = {"step": ("step",), "health": ("step",), "evaluation": ("epoch", "name", "network", "score")}
 
 
 def read_log(path: Path) -> list[Record]:
     """Every line of a run's `log.jsonl`, in the order they were written.
 
     A run killed in the middle of a write leaves a line that is no JSON, at the end of the file or, once
-    resumed, before what follows. Such a line becomes `{"kind": "damaged", "line": number}`, so that the
-    report can say so.
+    resumed, before what follows. Such a line, and one that no run writes, becomes
+    `{"kind": "damaged", "line": number}`, so that the report can say so.
 
     Raises:
         ValueError: `path` is not a file.
@@ -24,14 +30,56 @@ def read_log(path: Path) -> list[Record]:
     records: list[Record] = []
     # A kill can also cut a character in two: what cannot be decoded must not hide the lines before it.
     for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError:
-            record = None
-        records.append(record if isinstance(record, dict) else {"kind": "damaged", "line": number})
+        if line.strip():
+            record = object_in(line)
+            if record is None or not _is_sound(record):
+                record = {"kind": "damaged", "line": number}
+            records.append(record)
     return records
+
+
+def object_in(line: str) -> Record | None:
+    """The JSON object in a line; None where the line is cut short or no object."""
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return record if isinstance(record, dict) else None
+
+
+def _is_sound(record: Record) -> bool:
+    """Whether what reports reckon with is of the right kind: a log may come from somebody else."""
+    kind, score = record.get("kind"), record.get("score")
+    return (
+        isinstance(kind, str)
+        and all(key in record for key in _NEEDED.get(kind, ()))
+        and all(_is_finite(record[key]) for key in _FINITE if key in record)
+        and all(_is_number(record.get(key)) for key in _OFTEN_NOT_FINITE)
+        and all(isinstance(record.get(key, ""), str) for key in ("name", "network"))
+        and all(_are_numbers(record.get(key, {})) for key in ("losses", "figures"))
+        and isinstance(record.get("warnings", []), list)
+        and (kind != "evaluation" or (isinstance(score, dict) and _is_sound_score(score)))
+    )
+
+
+def _is_sound_score(score: Record) -> bool:
+    ends = score.get("interval")
+    return all(score.get(key) is None or _is_finite(score[key]) for key in _SCORES) and (
+        ends is None or (isinstance(ends, list) and len(ends) == 2 and all(map(_is_finite, ends)))
+    )
+
+
+def _are_numbers(values: object) -> bool:
+    return isinstance(values, dict) and all(map(_is_number, values.values()))
+
+
+def _is_number(value: object) -> bool:
+    """Also infinity and what is no number at all: they are what a reader looks for. None was not logged."""
+    return value is None or (isinstance(value, float) and not math.isfinite(value)) or _is_finite(value, 1e100)
+
+
+def _is_finite(value: object, most: float = _HUGE) -> bool:
+    return isinstance(value, int | float) and -most < value < most
 
 
 def of_kind(records: list[Record], kind: str) -> list[Record]:

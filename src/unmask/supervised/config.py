@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from typing_extensions import Doc
 
 from unmask.config import FORMAT, read_values, structure
+from unmask.errors import in_short
 from unmask.tasks.classification import ClassifierConfig
 from unmask.tasks.detection import DetectionConfig
 from unmask.tasks.segmentation import SegmentationConfig
@@ -91,15 +92,15 @@ def load_supervised(path: Path) -> SupervisedConfig:
     if missing:
         raise ValueError(f"{path} lacks {min(missing)!r}")
     if unknown:
-        raise ValueError(f"{path}: unknown key {min(unknown)!r}")
+        raise ValueError(f"{path}: unknown key {in_short(min(unknown))}")
     protocol = values["protocol"]
     if not isinstance(protocol, str) or protocol not in SETTINGS:
-        raise ValueError(f"{path} names protocol {protocol!r}, which is not one of {', '.join(SETTINGS)}")
+        raise ValueError(f"{path} names protocol {in_short(protocol)}, which is not one of {', '.join(SETTINGS)}")
     if values["start"] not in ("pretrained", "random"):
-        raise ValueError(f"{path}: start must be 'pretrained' or 'random', got {values['start']!r}")
+        raise ValueError(f"{path}: start must be 'pretrained' or 'random', got {in_short(values['start'])}")
     for key in ("encoder", "data"):
         if not isinstance(values[key], str):
-            raise ValueError(f"{path}: {key} must be text, got {values[key]!r}")
+            raise ValueError(f"{path}: {key} must be text, got {in_short(values[key])}")
     return SupervisedConfig(
         protocol=protocol,
         encoder=values["encoder"],

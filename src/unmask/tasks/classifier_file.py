@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from unmask.models.build import build_encoder
 from unmask.models.convolutional import ConvEncoder
 from unmask.models.encoder_config import EncoderConfig
-from unmask.models.model_file import config_of, header_of, read_tensors
+from unmask.models.model_file import WRONG_VALUES, config_of, described, header_of, normalisation_of, read_tensors
 from unmask.tasks.classification import ClassificationTask, Classifier, ClassifierConfig
 from unmask.views import normalise, to_float
 
@@ -188,22 +188,24 @@ def read_classifier(path: Path) -> FinishedClassifier:
         encoder_config = config_of(EncoderConfig, header["encoder"])
         built = ClassifierConfig(**header["classifier"])
         classes = tuple(str(name) for name in header["classes"])
-        mean, std = (tuple(float(value) for value in header[key]) for key in ("mean", "std"))
+        mean, std = normalisation_of(header, encoder_config.channels)
         prefix, several = str(header["head_prefix"]), bool(header["several"])
         crop_ratio = None if header["crop_ratio"] is None else float(header["crop_ratio"])
-    except (AttributeError, ValueError, KeyError, TypeError) as error:
+    except WRONG_VALUES as error:
         raise ValueError(f"{path} has a damaged header") from error
-    encoder = build_encoder(encoder_config, mask_token=False)
-    classifier = Classifier(encoder, built, len(classes))
-    outside = {key for key in classifier.state_dict() if not key.startswith("encoder.")}
-    own = {f"{prefix}.weight": "head.weight", f"{prefix}.bias": "head.bias"} | {
-        key: key for key in outside if not key.startswith("head.")
-    }
-    try:
+
+    def build() -> Classifier:
+        return Classifier(build_encoder(encoder_config, mask_token=False), built, len(classes))
+
+    def fill(classifier: Classifier) -> None:
+        outside = {key for key in classifier.state_dict() if not key.startswith("encoder.")}
+        own = {f"{prefix}.weight": "head.weight", f"{prefix}.bias": "head.bias"} | {
+            key: key for key in outside if not key.startswith("head.")
+        }
         classifier.load_state_dict({own[key]: tensors[key] for key in own}, strict=False)
-        encoder.network.load_state_dict({k: v for k, v in tensors.items() if k not in own})
-    except (RuntimeError, KeyError) as error:
-        raise ValueError(f"{path} does not hold the classifier that its header describes") from error
+        classifier.encoder.network.load_state_dict({k: v for k, v in tensors.items() if k not in own})
+
+    classifier = described(build, fill, path, "the classifier")
     return FinishedClassifier(
         classifier=classifier.eval(),
         classes=classes,

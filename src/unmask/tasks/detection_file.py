@@ -25,7 +25,7 @@ from torch import Tensor
 from unmask.data.detection import Fit, fit_of, on_canvas
 from unmask.models.build import build_encoder
 from unmask.models.encoder_config import EncoderConfig
-from unmask.models.model_file import config_of, header_of, read_tensors
+from unmask.models.model_file import WRONG_VALUES, config_of, described, header_of, normalisation_of, read_tensors
 from unmask.tasks.detection import Detections, DetectionTask, Detector, DetectorConfig
 from unmask.views import normalise, to_float
 
@@ -119,18 +119,20 @@ def read_detector(path: Path) -> FinishedDetector:
         encoder_config = config_of(EncoderConfig, header["encoder"])
         config = config_of(DetectorConfig, header["detector"])
         classes = tuple(str(name) for name in header["classes"])
-        mean, std = (tuple(float(value) for value in header[key]) for key in ("mean", "std"))
+        mean, std = normalisation_of(header, encoder_config.channels)
         outlines = bool(header["outlines"])
-    except (AttributeError, ValueError, KeyError, TypeError) as error:
+    except WRONG_VALUES as error:
         raise ValueError(f"{path} has a damaged header") from error
-    encoder = build_encoder(encoder_config, mask_token=False)
-    detector = Detector(encoder, config, len(classes), outlines=outlines)
-    inside = {name.removeprefix(_ENCODER): value for name, value in tensors.items() if name.startswith(_ENCODER)}
-    outside = {name: value for name, value in tensors.items() if not name.startswith(_ENCODER)}
-    try:
-        encoder.network.load_state_dict(inside)
+
+    def build() -> Detector:
+        return Detector(build_encoder(encoder_config, mask_token=False), config, len(classes), outlines=outlines)
+
+    def fill(detector: Detector) -> None:
+        inside = {name.removeprefix(_ENCODER): value for name, value in tensors.items() if name.startswith(_ENCODER)}
+        outside = {name: value for name, value in tensors.items() if not name.startswith(_ENCODER)}
+        detector.encoder.network.load_state_dict(inside)
         kept = {name: value for name, value in detector.state_dict().items() if name.startswith(_INSIDE)}
         detector.load_state_dict(kept | outside)
-    except RuntimeError as error:
-        raise ValueError(f"{path} does not hold the detector that its header describes") from error
+
+    detector = described(build, fill, path, "the detector")
     return FinishedDetector(detector=detector.eval(), classes=classes, mean=mean, std=std)

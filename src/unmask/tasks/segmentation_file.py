@@ -23,7 +23,7 @@ from torch import Tensor
 from unmask.data.segmentation_crops import covering_size
 from unmask.models.build import build_encoder
 from unmask.models.encoder_config import EncoderConfig
-from unmask.models.model_file import config_of, header_of, read_tensors
+from unmask.models.model_file import WRONG_VALUES, config_of, described, header_of, normalisation_of, read_tensors
 from unmask.tasks.segmentation import SegmentationTask, Segmenter, TestMode, segment, upsampled
 from unmask.views import normalise, to_float
 
@@ -145,19 +145,21 @@ def read_segmenter(path: Path) -> FinishedSegmenter:
     try:
         encoder_config = config_of(EncoderConfig, header["encoder"])
         classes = tuple(str(name) for name in header["classes"])
-        mean, std = (tuple(float(value) for value in header[key]) for key in ("mean", "std"))
+        mean, std = normalisation_of(header, encoder_config.channels)
         decoder_width = int(header["decoder"]["width"])
         mode: TestMode = {"slide": "slide", "whole": "whole"}[header["mode"]]  # type: ignore[assignment]
-    except (AttributeError, ValueError, KeyError, TypeError) as error:
+    except WRONG_VALUES as error:
         raise ValueError(f"{path} has a damaged header") from error
-    encoder = build_encoder(encoder_config, mask_token=False)
-    segmenter = Segmenter(encoder, len(classes), decoder_width=decoder_width)
-    inside = {name.removeprefix(_ENCODER): value for name, value in tensors.items() if name.startswith(_ENCODER)}
-    outside = {name: value for name, value in tensors.items() if not name.startswith(_ENCODER)}
-    try:
-        encoder.network.load_state_dict(inside)
+
+    def build() -> Segmenter:
+        return Segmenter(build_encoder(encoder_config, mask_token=False), len(classes), decoder_width=decoder_width)
+
+    def fill(segmenter: Segmenter) -> None:
+        inside = {name.removeprefix(_ENCODER): value for name, value in tensors.items() if name.startswith(_ENCODER)}
+        outside = {name: value for name, value in tensors.items() if not name.startswith(_ENCODER)}
+        segmenter.encoder.network.load_state_dict(inside)
         kept = {name: value for name, value in segmenter.state_dict().items() if name.startswith(_INSIDE)}
         segmenter.load_state_dict(kept | outside)
-    except RuntimeError as error:
-        raise ValueError(f"{path} does not hold the segmenter that its header describes") from error
+
+    segmenter = described(build, fill, path, "the segmenter")
     return FinishedSegmenter(segmenter=segmenter.eval(), classes=classes, mean=mean, std=std, mode=mode)

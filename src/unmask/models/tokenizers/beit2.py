@@ -13,6 +13,7 @@ from torch import Tensor
 
 from unmask.models.encoder import Encoder
 from unmask.models.encoder_config import EncoderConfig
+from unmask.models.model_file import filled
 from unmask.models.tokenizers.codebook import CodebookConfig
 from unmask.models.tokenizers.vqkd import VQKD, VQKDConfig
 
@@ -49,12 +50,16 @@ def from_beit2(state: dict[str, Tensor]) -> VQKD:
         teacher_width=state["decode_task_layer.2.weight"].shape[0],
     )
     used: set[str] = set()
-    tokenizer = VQKD(config)
-    for part, network in (("encoder", tokenizer.encoder), ("decoder", tokenizer.decoder)):
-        assert isinstance(network, Encoder)
-        network.network.load_state_dict(_timm_names(state, part, used))
-    for part, layers in (("encode_task_layer", tokenizer.encode_task), ("decode_task_layer", tokenizer.decode_task)):
-        layers.load_state_dict(_under(state, part, used))
+
+    def fill(tokenizer: VQKD) -> None:
+        for part, network in (("encoder", tokenizer.encoder), ("decoder", tokenizer.decoder)):
+            assert isinstance(network, Encoder)
+            network.network.load_state_dict(_timm_names(state, part, used))
+        layers = (("encode_task_layer", tokenizer.encode_task), ("decode_task_layer", tokenizer.decode_task))
+        for part, module in layers:
+            module.load_state_dict(_under(state, part, used))
+
+    tokenizer = filled(lambda: VQKD(config), fill)
     tokenizer.codebook.codes_VD.copy_(codes_VD)
     tokenizer.codebook.spread.copy_(_spread_of(codes_VD))
     tokenizer.codebook.started.fill_(True)

@@ -17,6 +17,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from typing_extensions import Doc
 
+MOST_STRIDE, MOST_BLOCKS = 1 << 16, 100
+"""A file of others may ask for more, which would take long before the first weight is looked at."""
 WIDEST = 8  # groups double in width up to this factor, which DALL-E's fourth and last group has
 
 
@@ -33,6 +35,8 @@ class ConvConfig:
     def __post_init__(self) -> None:
         if self.stride < 1 or self.stride & (self.stride - 1):
             raise ValueError(f"the tokenizer's stride must be a power of two, got {self.stride}")
+        if self.stride > MOST_STRIDE or self.blocks > MOST_BLOCKS:
+            raise ValueError(f"a tokenizer has at most a stride of {MOST_STRIDE} and {MOST_BLOCKS} blocks a group")
         if self.width < 4 or self.width % 4:
             raise ValueError(f"the tokenizer's width must be a multiple of 4, got {self.width}")
         if self.blocks < 1:

@@ -17,10 +17,12 @@ from jaxtyping import Float
 from torch import Tensor
 from typing_extensions import Doc
 
+from unmask.models.model_file import filled
 from unmask.models.tokenizers.base import Tokenizer, TokenizerConfig
 from unmask.models.tokenizers.conv import ConvConfig, ConvEncoder, map_pixels, rows_of
 
 MARK = "blocks.input.w"
+MOST_GROUPS = 99  # what names say beyond is refused as that, without a power of two that fills the memory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,13 +59,13 @@ def from_dalle(state: dict[str, Tensor]) -> DalleEncoder:
     config = DalleConfig(
         vocabulary=len(state["blocks.output.conv.w"]),
         channels=channels,
-        conv=ConvConfig(stride=2 ** (max(groups, default=0) - 1), width=width, blocks=max(blocks, default=0)),
+        conv=ConvConfig(
+            stride=2 ** (min(max(groups, default=0), MOST_GROUPS) - 1), width=width, blocks=max(blocks, default=0)
+        ),
     )
-    tokenizer = DalleEncoder(config)
     kinds = {"w": "weight", "b": "bias"}
     renamed = {}
     for name, value in state.items():
         owner, _, what = name.rpartition(".")
         renamed[f"{owner}.{kinds.get(what, what)}"] = value.float()
-    tokenizer.encoder.load_state_dict(renamed)
-    return tokenizer
+    return filled(lambda: DalleEncoder(config), lambda made: made.encoder.load_state_dict(renamed))

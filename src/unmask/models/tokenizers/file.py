@@ -5,16 +5,17 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import pickle
+import textwrap
 from pathlib import Path
 from typing import Any
 
 import cattrs
 import torch
 from cattrs.errors import BaseValidationError
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from unmask.errors import in_short
+from unmask.models.model_file import WRONG_VALUES, described, read_tensors
 from unmask.models.tokenizers import beit2, dalle
 from unmask.models.tokenizers.base import Tokenizer, TokenizerConfig
 from unmask.models.tokenizers.dvae import DVAE, DVAEConfig
@@ -69,12 +70,7 @@ def open_tokenizer(path: str | Path) -> Tokenizer:
 
 
 def _safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    except (OSError, SafetensorError) as error:
-        raise ValueError(f"{path} is not a readable safetensors file") from error
+    tensors, metadata = read_tensors(path)
     # Others' tools write a word on the framework there.
     ours = any(name.startswith("unmask_") for name in metadata)
     return tensors, metadata if ours else {}
@@ -86,22 +82,17 @@ def _ours(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> T
     try:
         header = json.loads(metadata[HEADER])
         written, kind, values = header["format"], header["kind"], header["config"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{path} has a damaged header") from error
     if written != FORMAT:
-        raise ValueError(f"{path} has tokenizer format {written}, this version reads {FORMAT}")
-    if kind not in CONFIGS:
-        raise ValueError(f"{path} is a tokenizer of kind {kind!r}, this version knows {', '.join(CONFIGS)}")
+        raise ValueError(f"{path} has tokenizer format {in_short(written)}, this version reads {FORMAT}")
+    if not isinstance(kind, str) or kind not in CONFIGS:
+        raise ValueError(f"{path} is a tokenizer of kind {in_short(kind)}, this version knows {', '.join(CONFIGS)}")
     try:
         config = cattrs.Converter(forbid_extra_keys=True).structure(values, CONFIGS[kind])
-        tokenizer = build_tokenizer(config)
-    except (BaseValidationError, ValueError, KeyError, TypeError) as error:
+    except (BaseValidationError, *WRONG_VALUES) as error:
         raise ValueError(f"{path} has a damaged header") from error
-    try:
-        tokenizer.load_state_dict(tensors)
-    except RuntimeError as error:
-        raise ValueError(f"{path} does not hold the tokenizer that its header describes") from error
-    return tokenizer
+    return described(lambda: build_tokenizer(config), lambda made: made.load_state_dict(tensors), path, "the tokenizer")
 
 
 def _pickled_tensors(path: Path) -> dict[str, Tensor]:
@@ -110,7 +101,8 @@ def _pickled_tensors(path: Path) -> dict[str, Tensor]:
         # BEiT v2's files hold the command line's options beside the weights.
         with torch.serialization.safe_globals([argparse.Namespace]):
             found = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
+    # torch's reader raises nearly anything on damaged bytes.
+    except Exception as error:
         raise ValueError(
             f"{path} is not a file of plain tensors that torch can read; of a pickled module save the state_dict() "
             "with torch.save, where its code is installed, and give that file"
@@ -132,7 +124,8 @@ def _released(path: Path, state: dict[str, Tensor]) -> Tokenizer:
         if mark in state:
             try:
                 return convert(state)
-            except (RuntimeError, ValueError, KeyError) as error:
-                reason = str(error).splitlines()[0]
+            # Sizes are read from shapes and names, which may be absurd in any way.
+            except Exception as error:
+                reason = textwrap.shorten(str(error), 200, placeholder=" ...") or type(error).__name__
                 raise ValueError(f"{path} begins like {what}, but does not fit ({reason})") from error
     raise ValueError(f"{path} is neither a tokenizer of unmask, nor DALL-E's encoder, nor BEiT v2's VQ-KD")
