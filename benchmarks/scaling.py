@@ -161,7 +161,7 @@ def rank_curve(worlds: Sequence[int], batch: int, width: int, rounds: int) -> li
     for world in worlds:
         with tempfile.TemporaryDirectory() as folder:
             mp.spawn(_rank, (world, batch, width, rounds, folder), nprocs=world)
-            costs = [torch.load(Path(folder) / f"{rank}.pt") for rank in range(world)]
+            costs = [torch.load(Path(folder) / f"{rank}.pt", weights_only=True) for rank in range(world)]
         points.append((float(world), Cost(*(max(column) for column in zip(*costs, strict=True)))))
     return points
 

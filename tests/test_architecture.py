@@ -24,6 +24,7 @@ FILES = sorted(ROOT.rglob("*.py"))
 # Left to right: a room imports only from rooms before it. The package's own __init__ imports lazily and from all.
 ORDER = (
     "errors",
+    "ranks",
     "data",
     "masking",
     "colour",
@@ -51,6 +52,7 @@ ORDER = (
     "evaluate",
     "study",
     "run_report",
+    "replay",
     "tokenizer_training",
     "bench",
     "commands",

@@ -122,7 +122,7 @@ def test_an_unknown_key_is_refused_with_the_nearest_known_one(tmp_path: Path) ->
     sentence = refusal(changed(plain(), ("settings", "encoder", "dept"), 2), tmp_path)
     assert sentence == "settings.encoder: unknown key 'dept'; did you mean 'depth'?"
     sentence = refusal(changed(plain(), ("training", "zzz"), 2), tmp_path)
-    assert sentence.startswith("training: unknown key 'zzz'; known are epochs, accumulate, seed, ")
+    assert sentence.startswith("training: unknown key 'zzz'; known are epochs, seed, ")
     sentence = refusal(changed(plain(), ("extra",), 2), tmp_path)
     assert sentence.endswith("config.json: unknown key 'extra'")
 
@@ -183,6 +183,18 @@ def test_what_is_no_run_at_all_is_refused(tmp_path: Path) -> None:
     (tmp_path / "image.json").write_bytes(b"\x89PNG\xff\xfe")
     with pytest.raises(ValueError, match=r"image\.json is not valid JSON"):
         load_config(tmp_path / "image.json")
+
+
+def test_nothing_in_a_file_is_too_deep_too_large_or_too_long(tmp_path: Path) -> None:
+    assert refusal("[" * 100_000, tmp_path).startswith(f"{tmp_path / 'config.json'} is not valid JSON: ")
+    deep: list[object] = []
+    for _ in range(300):
+        deep = [deep]
+    for value in (deep, "x" * 5000, {"key": ["y" * 5000] * 50}, 10**400):
+        assert len(refusal(changed(plain(), ("training", "epochs"), value), tmp_path)) < 700
+    assert len(refusal(changed(plain(), ("method",), deep), tmp_path)) < 700
+    sentence = refusal(changed(plain(), ("training", "epochs"), 10**400), tmp_path)
+    assert sentence.startswith("training.epochs: expected a number of usual size, got 1000")
 
 
 def test_whole_numbers_may_stand_for_numbers() -> None:

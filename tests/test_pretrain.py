@@ -283,7 +283,7 @@ def test_a_seed_means_a_run(data: Path, tmp_path: Path) -> None:
 
 
 def test_a_batch_in_parts_is_still_one_step(data: Path, tmp_path: Path) -> None:
-    outcome, _ = run(tiny_config("mae", data, accumulate=4), tmp_path / "run")
+    outcome, _ = run(tiny_config("mae", data, parts=4), tmp_path / "run")
     assert outcome == Outcome("finished", 4)
     assert [record["epoch"] for record in read_records(tmp_path / "run", "step")] == [0.5, 1.0, 1.5, 2.0]
 
@@ -316,7 +316,7 @@ def test_figures_read_late_make_no_other_run(data: Path, tmp_path: Path, monkeyp
 
 
 @pytest.mark.parametrize("every", [{"log_every": 5}, {"checkpoint_every": 5}], ids=["log", "checkpoint"])
-def test_a_broken_step_read_late_is_named_before_anything_is_saved(
+def test_a_broken_step_read_late_makes_no_other_run(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, every: dict[str, int]
 ) -> None:
     healthy = MAE.losses
@@ -329,10 +329,81 @@ def test_a_broken_step_read_late_is_named_before_anything_is_saved(
     monkeypatch.setattr(Trainer, "reading_is_free", False)
     monkeypatch.setattr("unmask.pretrain.HEALTH_CHECKS", 1)
     config = tiny_config("mae", data, epochs=20, **{"log_every": 40, "checkpoint_every": 40} | every)
-    with pytest.raises(NonFiniteLoss, match=r"^loss 'reconstruction' is nan at step 7, samples .* is intact"):
+    outcome, said = run(config, tmp_path / "late")
+    assert outcome == Outcome("finished", 40)
+    (record,) = read_records(tmp_path / "late", "left out")
+    assert (record["number"], record["step"]) == (7, 10)
+    assert "warning: step 7 is left out: loss 'reconstruction' is nan, samples " in said
+    monkeypatch.undo()
+    monkeypatch.setattr(MAE, "losses", losses)
+    run(config, tmp_path / "at once")
+    assert_same_weights(*(tmp_path / name / "encoder.safetensors" for name in ("at once", "late")))
+
+
+def break_steps(monkeypatch: pytest.MonkeyPatch, broken: set[int], *, poisons: bool = False) -> None:
+    """Losses of these steps of 40 are NaN; of later ones too where the weights have seen one (`poisons`)."""
+    healthy = MAE.losses
+
+    def losses(self: MAE, views: Views, progress: float = 0.0) -> Losses:
+        if round(progress * 40) in broken:
+            if poisons:
+                with torch.no_grad():
+                    self.decoder.head.bias[0] = math.nan
+            return {name: loss * math.nan for name, loss in healthy(self, views, progress).items()}
+        return healthy(self, views, progress)
+
+    monkeypatch.setattr(MAE, "losses", losses)
+
+
+def test_a_step_that_is_not_finite_is_left_out_and_the_run_goes_on(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    break_steps(monkeypatch, {7, 9})
+    config = tiny_config("mae", data, epochs=20)
+    outcome, said = run(config, tmp_path / "run")
+    assert outcome == Outcome("finished", 40)
+    assert [record["number"] for record in read_records(tmp_path / "run", "left out")] == [7, 9]
+    assert [record["step"] for record in read_records(tmp_path / "run", "step")] == [
+        step for step in range(1, 41) if step not in (8, 10)
+    ]
+    assert said.count("is left out") == 2
+    # What the two steps found is kept, and is what they would have begun with again.
+    assert RunFolder(tmp_path / "run").steps_left_out() == [7, 9]
+
+
+def test_weights_that_are_spoilt_come_back_from_the_last_checkpoint(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    break_steps(monkeypatch, {7}, poisons=True)
+    config = tiny_config("mae", data, epochs=20, checkpoint_every=5, max_nonfinite=3)
+    monkeypatch.setattr("unmask.pretrain.HEALTH_CHECKS", 1)
+    outcome, said = run(config, tmp_path / "run")
+    assert outcome == Outcome("finished", 40)
+    # The step itself, and the two after it with the weights that it has spoilt.
+    assert [record["number"] for record in read_records(tmp_path / "run", "left out")] == [7, 8, 9]
+    assert "the weights of step 5 come back, and the batches since then are left out" in said
+    assert read_records(tmp_path / "run", "step")[-1]["step"] == 40
+
+
+def test_a_run_that_breaks_down_again_and_again_ends(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    break_steps(monkeypatch, set(range(12, 41)))
+    config = tiny_config("mae", data, epochs=20, checkpoint_every=5)
+    monkeypatch.setattr("unmask.pretrain.HEALTH_CHECKS", 1)
+    with pytest.raises(NonFiniteLoss, match=r"^loss 'reconstruction' is nan at step 23, samples .* is intact"):
         run(config, tmp_path / "run")
-    assert all(record["step"] <= 5 for record in read_records(tmp_path / "run", "step"))
-    assert all(step <= 5 for step in saved_steps(tmp_path / "run" / "checkpoints"))
+    # Three times three in a row were left out, then three more.
+    numbers = [record["number"] for record in read_records(tmp_path / "run", "left out")]
+    assert numbers == list(range(12, 23))
+
+
+def test_without_a_checkpoint_there_is_nothing_to_go_back_to(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    break_steps(monkeypatch, {0, 1, 2})
+    with pytest.raises(NonFiniteLoss, match=r"^loss 'reconstruction' is nan at step 2, samples"):
+        run(tiny_config("mae", data, epochs=20), tmp_path / "run")
 
 
 def test_labelled_data_are_evaluated_on_the_way(data: Path, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import os
 import resource
 import shutil
 import signal
+import socket
 import sys
 import tempfile
 import time
@@ -142,15 +143,25 @@ class Ended:
 class CommandProcess:
     """`unmask ARGUMENTS` in a process of its own, forked from one that has torch imported already.
 
-    It runs in `folder`; what it prints goes to two files there. With `largest_file` no file may grow beyond so many
-    bytes, as on a full disk.
+    It runs in `folder`; what it prints goes to two files there, whose names end in `name`. With `largest_file` no file
+    may grow beyond so many bytes, as on a full disk.
     """
 
-    def __init__(self, arguments: Sequence[str], folder: Path, *, largest_file: int | None = None) -> None:
-        self._streams = (folder / "stdout.txt", folder / "stderr.txt")
+    def __init__(
+        self,
+        arguments: Sequence[str],
+        folder: Path,
+        *,
+        largest_file: int | None = None,
+        environment: dict[str, str] | None = None,
+        name: str = "",
+    ) -> None:
+        self._streams = (folder / f"stdout{name}.txt", folder / f"stderr{name}.txt")
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["unmask.commands.pretrain", "unmask.commands.evaluate.trained", "tiny_runs"])
-        self._process = context.Process(target=_command, args=(list(arguments), folder, self._streams, largest_file))
+        self._process = context.Process(
+            target=_command, args=(list(arguments), folder, self._streams, largest_file, environment or {})
+        )
         self._process.start()
 
     def wait_until(self, reached: Callable[[], bool]) -> None:
@@ -166,6 +177,16 @@ class CommandProcess:
         assert self._process.pid is not None
         os.killpg(self._process.pid, number)
 
+    def allow_any_file(self) -> None:
+        """Lift the limit of `largest_file`: the disk has room again."""
+        assert self._process.pid is not None
+        unlimited = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
+        resource.prlimit(self._process.pid, resource.RLIMIT_FSIZE, unlimited)
+
+    def printed(self) -> str:
+        """What it has printed so far."""
+        return self._streams[0].read_text() if self._streams[0].exists() else ""
+
     def end(self) -> Ended:
         """Wait for the end."""
         self._process.join(PATIENCE)
@@ -174,11 +195,18 @@ class CommandProcess:
         return Ended(self._process.exitcode, out, err)
 
 
-def _command(arguments: list[str], folder: Path, streams: tuple[Path, Path], largest_file: int | None) -> None:
+def _command(
+    arguments: list[str],
+    folder: Path,
+    streams: tuple[Path, Path],
+    largest_file: int | None,
+    environment: dict[str, str],
+) -> None:
     os.setpgid(0, 0)
+    os.environ.update(environment)
     os.chdir(folder)
     if largest_file is not None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, resource.RLIM_INFINITY))
     for path, stream in zip(streams, (1, 2), strict=True):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream)
     sys.stdout, sys.stderr = (os.fdopen(stream, "w", buffering=1) for stream in (1, 2))
@@ -188,6 +216,35 @@ def _command(arguments: list[str], folder: Path, streams: tuple[Path, Path], lar
     code = main(arguments)
     sys.stdout.flush()
     sys.exit(code)
+
+
+class RankProcesses:
+    """`unmask ARGUMENTS` in several processes that train together, as torchrun would start them."""
+
+    def __init__(self, arguments: Sequence[str], folder: Path, ranks: int) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        self.ranks = [
+            CommandProcess(
+                arguments,
+                folder,
+                name=f"-{rank}",
+                environment={
+                    "RANK": str(rank),
+                    "LOCAL_RANK": str(rank),
+                    "WORLD_SIZE": str(ranks),
+                    "LOCAL_WORLD_SIZE": str(ranks),
+                    "MASTER_ADDR": "127.0.0.1",
+                    "MASTER_PORT": str(port),
+                },
+            )
+            for rank in range(ranks)
+        ]
+
+    def end(self) -> list[Ended]:
+        """Wait for the end of all."""
+        return [process.end() for process in self.ranks]
 
 
 def last_logged_step(run: Path) -> int:

@@ -58,8 +58,8 @@ def processors() -> int:
 
 
 def default_workers() -> int:
-    """As many decoding processes as there are processors for us, at most 8."""
-    return min(8, processors())
+    """As many decoding processes as there are processors for us, at most 8; for each rank its share of them."""
+    return min(8, max(1, processors() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
 
 
 def fit_settings(settings: MethodConfig, wishes: Wishes, source: Source | None) -> tuple[MethodConfig, list[str]]:

@@ -2,6 +2,18 @@
 
 from __future__ import annotations
 
+import reprlib
+
+STOPPED = 75
+"""Exit code of a run that was stopped by a signal and can be resumed."""
+
 
 class Failure(RuntimeError):
     """A run cannot go on; the message says why and what to try, in one sentence."""
+
+
+def in_short(value: object) -> str:
+    """A value of a file as a sentence can name it: on one line, shortened where it is long, many or deep."""
+    short = reprlib.Repr()
+    short.maxstring = short.maxother = 80
+    return short.repr(value)

@@ -24,11 +24,14 @@ from unmask.methods.base import MaskedMethodConfig, Method
 from unmask.models.build import build_encoder
 from unmask.models.convolutional import ConvEncoder, refuse_masks
 from unmask.models.pretrained import PretrainedEncoder, encoder_file
+from unmask.ranks import any_rank, rank
 from unmask.run_folder import RunFolder
 from unmask.run_loop import Job, Outcome, RunState, run_loop
 from unmask.training.checkpoint import write_atomically
+from unmask.training.distributed import own_device
 from unmask.training.signals import StopRequest
 from unmask.training.trainer import NonFiniteLoss, Trainer, choose_device
+from unmask.training.watch import Watch
 from unmask.views import Views
 
 PROBE_IMAGES = 256
@@ -62,13 +65,13 @@ def random_start(spec: str, trained: PretrainedEncoder) -> PretrainedEncoder:
     )
 
 
-def pretrain(config: RunConfig, folder: RunFolder, console: Console) -> Outcome:
-    """Run `config` in `folder`, from its newest checkpoint if it has one.
+def pretrain(config: RunConfig, folder: RunFolder, console: Console, watch: Watch | None = None) -> Outcome:
+    """Run `config` in `folder`, from its newest checkpoint if it has one. Every rank calls it; the first one writes.
 
     ValueError for whatever the user gave that cannot work; NonFiniteLoss where training breaks down.
     """
     training = config.training
-    device = choose_device(training.device)
+    device = own_device(choose_device(training.device))
     source = open_source(config.data)
     if len(source) < training.batch_size:
         raise ValueError(
@@ -83,8 +86,32 @@ def pretrain(config: RunConfig, folder: RunFolder, console: Console) -> Outcome:
                 refuse_masks(config.settings.encoder.name)
             masked_count(config.settings.mask, method.exported().grid)
         trainer = Trainer(method, training, steps_per_epoch=len(source) // training.batch_size, device=device)
-        folder.claim(config)
-        return run_loop(_Pretraining(config, folder, method, source, device), trainer, folder, console, stop)
+        if rank() == 0:
+            folder.claim(config)
+        any_rank(False)  # nobody looks into the folder before it is claimed
+        return run_loop(_Pretraining(config, folder, method, source, device), trainer, folder, console, stop, watch)
+
+
+def crop_loader(
+    config: RunConfig, method: Method, source: Source, device: torch.device, *, first: int, last: int, mine: range
+) -> CropLoader:
+    """The batches of a run for the steps `first` to `last` - 1, of each the parts `mine`."""
+    training = config.training
+    return CropLoader(
+        source,
+        method.crops,
+        batch_size=training.part_size,
+        parts=training.parts,
+        mine=mine,
+        total_steps=last,
+        start_step=first,
+        seed=training.seed,
+        workers=training.workers,
+        channels=config.settings.encoder.channels,
+        pin_memory=device.type == "cuda",
+        max_bad_share=training.max_bad_share,
+        captions=method.reads_captions,
+    )
 
 
 class _Pretraining(Job[Batch]):
@@ -114,21 +141,8 @@ class _Pretraining(Job[Batch]):
     def finished_before(self) -> bool:
         return self.folder.encoder_file.exists()
 
-    def batches(self, first: int, last: int) -> CropLoader:
-        training = self.config.training
-        return CropLoader(
-            self.source,
-            self.method.crops,
-            batch_size=training.batch_size // training.accumulate,
-            total_steps=last,
-            start_step=first,
-            seed=training.seed,
-            workers=training.workers,
-            channels=self.config.settings.encoder.channels,
-            pin_memory=self.device.type == "cuda",
-            max_bad_share=training.max_bad_share,
-            captions=self.method.reads_captions,
-        )
+    def batches(self, first: int, last: int, mine: range) -> CropLoader:
+        return crop_loader(self.config, self.method, self.source, self.device, first=first, last=last, mine=mine)
 
     def begin(self, run: RunState) -> None:
         self._views = self._probe_views()

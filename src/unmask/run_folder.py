@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from unmask.config import Configuration, RunConfig, load_config, read_values, save_config
+from unmask.report.log import object_in, read_log
 from unmask.training.checkpoint import (
     Checkpoint,
     CheckpointError,
@@ -29,6 +30,8 @@ EXECUTION = (
     "keep_every",
     "evaluate_every",
     "max_bad_share",
+    "max_nonfinite",
+    "wait_for_disk",
 )
 
 
@@ -67,6 +70,14 @@ class RunFolder:
     def bad_files(self) -> Path:
         """Images that could not be read, with the reason."""
         return self.path / "bad_files.txt"
+
+    def left_out(self, step: int) -> Path:
+        """The weights as a step found them that was left out because it was not finite."""
+        return checkpoint_path(self.path / "left_out", step)
+
+    def steps_left_out(self) -> list[int]:
+        """The steps that are kept for `unmask replay`, ascending."""
+        return saved_steps(self.path / "left_out")
 
     def config(self) -> RunConfig:
         """The run's configuration. ValueError where the folder holds no run."""
@@ -129,28 +140,21 @@ class RunFolder:
 
     def last_step(self) -> tuple[int, float]:
         """Step and epoch of the newest step in the log; zeros where there is none."""
-        newest = (0, 0.0)
-        if self.log_file.exists():
-            for line in self.log_file.read_text(encoding="utf-8").splitlines():
-                try:
-                    record = json.loads(line)
-                except ValueError:
-                    continue  # the line that a kill cut short
-                if record["kind"] == "step":
-                    newest = (int(record["step"]), float(record["epoch"]))
-        return newest
+        records = read_log(self.log_file) if self.log_file.exists() else []
+        steps = [record for record in records if record["kind"] == "step"]
+        return (int(steps[-1]["step"]), float(steps[-1].get("epoch", 0))) if steps else (0, 0.0)
 
     def forget_after(self, step: int) -> None:
         """Drop log lines of steps after `step`: a killed run had taken them, but they were not saved."""
         if not self.log_file.exists():
             return
         kept = []
-        for line in self.log_file.read_text(encoding="utf-8").splitlines():
-            try:
-                record = json.loads(line)
-            except ValueError:
+        for line in self.log_file.read_text(encoding="utf-8", errors="replace").splitlines():
+            record = object_in(line)
+            if record is None:
                 continue  # the line that a kill cut short
-            if record["step"] <= step:
+            of = record.get("step")
+            if not isinstance(of, int | float) or of <= step:
                 kept.append(line + "\n")
         aside = self.log_file.with_suffix(".part")
         aside.write_text("".join(kept), encoding="utf-8")

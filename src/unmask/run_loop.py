@@ -8,10 +8,10 @@ what is looked at on the way, what is left at the end) is its `Job`: pre-trainin
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
-from time import monotonic
+from time import monotonic, sleep
 from typing import Any, Generic, Literal, Protocol, TypeVar, runtime_checkable
 
 import torch
@@ -20,14 +20,25 @@ from rich.console import Console
 from unmask.data.loader import TooManyBadFiles
 from unmask.errors import Failure
 from unmask.progress import RunProgress
+from unmask.ranks import any_rank, from_all_ranks, rank
 from unmask.run_folder import RunFolder
 from unmask.trainee import B
-from unmask.training.checkpoint import checkpoint_path, prune_checkpoints, save_checkpoint
+from unmask.training.checkpoint import checkpoint_path, keep_file, prune_checkpoints, save_checkpoint
+from unmask.training.left_out import LeftOut
+from unmask.training.run_lock import sole_owner
 from unmask.training.signals import StopRequest
-from unmask.training.trainer import Trainer
+from unmask.training.spikes import SpikeWatch
+from unmask.training.trainer import NonFiniteLoss, Trainer
+from unmask.training.watch import Watch, unwatched_run
 
 SETTLE_EVERY = 100
 """Steps after which their figures are read at the latest, however rare log and checkpoints are."""
+
+
+MOST_KEPT = 5
+"""Steps that are kept for replay, each as large as a checkpoint."""
+DISK_PAUSE = 5.0
+"""Seconds between attempts to write to a disk that refuses."""
 
 
 @dataclass(frozen=True)
@@ -75,8 +86,8 @@ class Job(ABC, Generic[B]):
         """Whether what the run is to leave behind lies there already, though its checkpoints were cleared away."""
 
     @abstractmethod
-    def batches(self, first: int, last: int) -> Batches[B]:
-        """The parts of batches from number `first` up to but not including `last`; `accumulate` of them make a step."""
+    def batches(self, first: int, last: int, mine: range) -> Batches[B]:
+        """This rank's parts (`mine`) of the batches of the steps from `first` up to but not including `last`."""
 
     @abstractmethod
     def begin(self, run: RunState) -> None:
@@ -119,20 +130,44 @@ class RunState(ABC):
         """Add a line to the log, with the step, the epoch and the time of training."""
 
 
-def run_loop(job: Job[B], trainer: Trainer[B], folder: RunFolder, console: Console, stop: StopRequest) -> Outcome:
-    """Train to the end, or to a stop, from the newest checkpoint of `folder` if it has one."""
-    return _Loop(job, trainer, folder, console, stop).go()
+def run_loop(
+    job: Job[B],
+    trainer: Trainer[B],
+    folder: RunFolder,
+    console: Console,
+    stop: StopRequest,
+    watch: Watch | None = None,
+) -> Outcome:
+    """Train to the end, or to a stop, from the newest checkpoint of `folder` if it has one.
+
+    Of several ranks the first one alone looks, logs and saves. ValueError where another process trains in the folder.
+    """
+    loop = _Loop(job, trainer, folder, console, stop, watch or unwatched_run())
+    if rank() > 0:
+        return loop.go()
+    with sole_owner(folder.path):
+        return loop.go()
 
 
 class _Loop(RunState, Generic[B]):
     def __init__(
-        self, job: Job[B], trainer: Trainer[B], folder: RunFolder, console: Console, stop: StopRequest
+        self,
+        job: Job[B],
+        trainer: Trainer[B],
+        folder: RunFolder,
+        console: Console,
+        stop: StopRequest,
+        watch: Watch,
     ) -> None:
         self.job = job
         self.trainer = trainer
         self.folder = folder
         self.console = console
         self.stop = stop
+        self.watch = watch
+        self.chief = rank() == 0
+        self.left_out = LeftOut(trainer.config.max_nonfinite)
+        self.spikes = SpikeWatch()
         self.saved_step: int | None = None
         self.elapsed = 0.0
         self.bad_files: dict[str, str] = {}
@@ -140,6 +175,8 @@ class _Loop(RunState, Generic[B]):
         self._progress: RunProgress | None = None
 
     def say(self, sentence: str) -> None:
+        if not self.chief:
+            return
         if self._progress is None:
             self.console.print(sentence, highlight=False, markup=False)
         else:
@@ -148,7 +185,8 @@ class _Loop(RunState, Generic[B]):
     def log(self, kind: str, **values: Any) -> None:
         step = self.trainer.step
         record = {"kind": kind, "step": step, "epoch": step / self.steps_per_epoch, "time": self.elapsed}
-        self.folder.append(record | values)
+        if self.chief:
+            self._patiently(lambda: self.folder.append(record | values))
 
     def go(self) -> Outcome:
         trainer = self.trainer
@@ -164,31 +202,38 @@ class _Loop(RunState, Generic[B]):
         if trainer.step < trainer.total_steps:
             if self.saved_step != trainer.step:
                 self._save()
-            return Outcome("stopped", trainer.step, self.stop.asked)
-        self.job.finish(self)
+            self._wait_for_the_first()
+            return Outcome("stopped", trainer.step, self.stop.asked or "another rank's signal")
+        if self.chief:
+            self._patiently(lambda: self.job.finish(self))
+        self._wait_for_the_first()
         return Outcome("finished", trainer.step)
 
     def _steps(self, progress: RunProgress) -> None:
         trainer, config = self.trainer, self.trainer.config
-        self.job.begin(self)
+        if self.chief:
+            self.watch.mark(trainer.step, "measuring or saving")
+            self.job.begin(self)
         clock = monotonic()
         logged_at, logged_step = clock, trainer.step
-        loader = self.job.batches(trainer.step * config.accumulate, trainer.total_steps * config.accumulate)
+        loader = self.job.batches(trainer.step, trainer.total_steps, trainer.mine)
         batches = iter(loader)
-        while trainer.step < trainer.total_steps and not self.stop.asked:
+        while trainer.step < trainer.total_steps and not self._told_to_stop():
+            self.watch.mark(trainer.step, "loading data")
             try:
-                parts = list(islice(batches, config.accumulate))
+                parts = list(islice(batches, len(trainer.mine)))
             except TooManyBadFiles:
                 self.folder.write_bad_files(self.bad_files | dict(loader.bad_files))
                 raise
-            self._take_step(parts)
+            self.watch.mark(trainer.step, "computing")
+            taken = self._take_step(parts)
             self.bad_files |= loader.bad_files
             done = trainer.step == trainer.total_steps
-            log_due = trainer.step % config.log_every == 0 or done
-            look_due = self.job.due(self, done=done)
+            log_due = (trainer.step % config.log_every == 0 or done) and taken
+            look_due = self.job.due(self, done=done) and self.chief
             save_due = trainer.step % config.checkpoint_every == 0 or done
-            if log_due or look_due or save_due or trainer.step % SETTLE_EVERY == 0:
-                trainer.settle()
+            if log_due or self.job.due(self, done=done) or save_due or trainer.step % SETTLE_EVERY == 0:
+                self._settle()
             now = monotonic()
             self.elapsed += now - clock
             clock = now
@@ -206,8 +251,14 @@ class _Loop(RunState, Generic[B]):
                     images_per_second=speed,
                 )
                 progress.update(trainer.step, loss=result.loss, images_per_second=speed)
+                jump = self.spikes.note(result.loss)
+                if jump is not None:
+                    self.say(f"health: step {trainer.step}: {jump}")
+                    self.log("spike", loss=result.loss, warning=jump)
             # What follows is not training: its time is left out of the speed.
             aside = monotonic()
+            if look_due or save_due:
+                self.watch.mark(trainer.step, "measuring or saving")
             if look_due:
                 self.job.look(self, done=done)
             if save_due:
@@ -216,25 +267,107 @@ class _Loop(RunState, Generic[B]):
             logged_at += spent
             clock += spent
 
-    def _take_step(self, parts: list[B]) -> None:
+    def _told_to_stop(self) -> bool:
+        """Whether any rank was: all must end at the same step."""
+        self.watch.mark(self.trainer.step, "waiting for the others")
+        return any_rank(self.stop.asked is not None)
+
+    def _wait_for_the_first(self) -> None:
+        """Until it has written everything: whoever starts the ranks would take the end of another for a failure."""
+        self.watch.mark(self.trainer.step, "waiting for the others")
+        any_rank(False)
+
+    def _settle(self) -> None:
+        while True:
+            try:
+                return self.trainer.settle()
+            except NonFiniteLoss as error:
+                self._leave_out(error)
+
+    def _take_step(self, parts: list[B]) -> bool:
+        """Whether the step was taken: one whose figures are not finite is left out."""
         try:
             self.trainer.take_step(parts)
+            return True
+        except NonFiniteLoss as error:
+            self._leave_out(error)
+            return False
         except RuntimeError as error:
             if not _is_out_of_memory(error):
                 raise
             config = self.trainer.config
             raise Failure(
-                f"{self.trainer.device} has not enough memory for a step of {config.batch_size // config.accumulate} "
+                f"{self.trainer.device} has not enough memory for a step of {config.part_size} "
                 f"images; the run so far is kept in {self.folder.path}: try --batch-size auto, which finds what fits, "
                 "or a smaller --batch-size"
             ) from error
+
+    def _leave_out(self, error: NonFiniteLoss) -> None:
+        """Go on without a step, or without all since the last checkpoint; NonFiniteLoss again where that is in vain."""
+        trainer = self.trainer
+        assert error.step is not None
+        if self.chief:
+            self._keep_for_replay(error.step)
+        back = self.left_out.note(error)
+        self.log("left out", number=error.step, reason=error.what)
+        if trainer.step == error.step:
+            trainer.leave_out()
+        if not back:
+            self.say(f"warning: step {error.step} is left out: {error.what}")
+            return
+        checkpoint, _ = self.folder.newest_checkpoint(trainer.device)
+        if checkpoint is None:
+            raise error
+        now = trainer.step
+        trainer.restore(checkpoint)
+        self.say(
+            f"warning: {error.what} at step {error.step}; the weights of step {trainer.step} come back, and "
+            "the batches since then are left out"
+        )
+        trainer.step = now
+        # A kill from here on must not lead back to the batches that broke the weights.
+        self._save()
+
+    def _keep_for_replay(self, step: int) -> None:
+        """The weights as the step found them, or those of the last checkpoint, from which replay can get there: batches
+        follow from (seed, step) alone."""
+        if len(self.folder.steps_left_out()) >= MOST_KEPT:
+            return
+        if self.trainer.step == step:
+            state = self.trainer.state(self._values())
+            self._patiently(lambda: save_checkpoint(self.folder.left_out(step), state))
+        elif self.saved_step is not None:
+            saved = checkpoint_path(self.folder.checkpoints, self.saved_step)
+            self._patiently(lambda: keep_file(saved, self.folder.left_out(self.saved_step or 0)))
+
+    def _patiently(self, write: Callable[[], object]) -> None:
+        """Write; where the disk refuses, try again for as long as the user has asked for."""
+        config = self.trainer.config
+        until = monotonic() + 60 * config.wait_for_disk
+        while True:
+            try:
+                write()
+                return
+            except ValueError as error:
+                if monotonic() >= until or self.stop.asked:
+                    raise
+                self.say(f"warning: {error}; trying again for {(until - monotonic()) / 60:.0f} more minutes")
+                self.watch.mark(self.trainer.step, "measuring or saving")
+                sleep(min(DISK_PAUSE, max(0.0, until - monotonic())))
 
     def _resume(self) -> None:
         checkpoint, troubles = self.folder.newest_checkpoint(self.trainer.device)
         for sentence in troubles:
             self.say(f"warning: {sentence}; going back to the checkpoint before it")
+        steps = from_all_ranks(-1 if checkpoint is None else int(checkpoint.values["step"]))
+        if len(set(steps)) > 1:
+            raise Failure(
+                f"the ranks do not see the same checkpoints in {self.folder.path} (their newest are of steps "
+                f"{', '.join(map(str, steps[:8]))}): all need the same folder"
+            )
         if checkpoint is None:
-            self.folder.forget_after(-1)
+            if self.chief:
+                self.folder.forget_after(-1)
             return
         values = checkpoint.values
         if values["samples"] != self.job.samples:
@@ -247,19 +380,29 @@ class _Loop(RunState, Generic[B]):
         self.bad_files = dict(values["bad_files"])
         self.job.restore(values)
         self.saved_step = self.trainer.step
-        self.folder.forget_after(self.trainer.step)
+        if self.chief:
+            self.folder.forget_after(self.trainer.step)
         if self.trainer.step < self.trainer.total_steps:
             self.say(f"resuming {self.folder.path} at step {self.trainer.step}")
 
     def _save(self) -> None:
-        values = self.job.values() | {
+        self._settle()
+        for bad in from_all_ranks(self.bad_files):
+            self.bad_files |= bad
+        if self.chief:
+            self._patiently(self._write_checkpoint)
+        self.saved_step = self.trainer.step
+
+    def _values(self) -> dict[str, Any]:
+        return self.job.values() | {
             "samples": self.job.samples,
             "elapsed": self.elapsed,
             "bad_files": self.bad_files,
         }
+
+    def _write_checkpoint(self) -> None:
         path = checkpoint_path(self.folder.checkpoints, self.trainer.step)
-        save_checkpoint(path, self.trainer.state(values))
-        self.saved_step = self.trainer.step
+        save_checkpoint(path, self.trainer.state(self._values()))
         prune_checkpoints(self.folder.checkpoints, self.trainer.step, keep_every=self.trainer.config.keep_every)
         self.folder.write_bad_files(self.bad_files)
 

@@ -22,10 +22,10 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("unmask.bench.work.SECONDS", 0.005)
 
 
-def measured(method: str, *, loads: bool = False, steps: int | None = 3, accumulate: int = 1) -> StepMeasure:
+def measured(method: str, *, loads: bool = False, steps: int | None = 3, parts: int = 1) -> StepMeasure:
     built = METHODS[method](tiny_settings(method))
-    training = TrainingConfig(batch_size=8, workers=0, device="cpu", accumulate=accumulate)
-    batches = cycle([made_batch(built, 8 // accumulate)]) if loads else None
+    training = TrainingConfig(batch_size=8, workers=0, device="cpu", parts=parts)
+    batches = cycle([made_batch(built, 8 // parts)]) if loads else None
     return measure_step(built, training, device=CPU, batches=batches, steps=steps, seconds=0.001)
 
 
@@ -43,7 +43,7 @@ def test_parts_make_up_the_step(method: str) -> None:
 
 
 def test_waiting_for_data_is_a_part_of_its_own() -> None:
-    measure = measured("mae", loads=True, accumulate=2)
+    measure = measured("mae", loads=True, parts=2)
     assert next(iter(measure.phases)) == "data"
     assert measure.step_images_per_second > measure.images_per_second
 

@@ -84,7 +84,30 @@ CASES: dict[str, tuple[list[str], str]] = {
     ),
     "a file that is no data": (
         ["pretrain", "good.json"],
-        "good.json is neither a folder of images, nor a .txt list of image files, nor a .tar archive",
+        "good.json is neither a folder of images, nor a .txt list of image files, nor a .tar or .zip archive",
+    ),
+    "shards that are not there": (
+        ["pretrain", "data-{000..003}.tar"],
+        "data-{000..003}.tar means 4 shards, of which data-000.tar (and 3 more) does not exist",
+    ),
+    "data set that is not there": (
+        ["pretrain", "hf:./absent"],
+        "hf:./absent cannot be read: there is no such file or folder, and it is no name on the hub",
+    ),
+    "stream for a run": (
+        ["pretrain", "hf-stream:photos"],
+        "hf-stream:photos can only be read from its beginning: make shards of it first, by unmask shard "
+        "hf-stream:photos OUT",
+    ),
+    "kind of URL that nobody knows": (["pretrain", "htp://x/y.tar"], "htp://x/y.tar cannot be read: "),
+    "shards of nothing": (["shard", "absent", "out"], "absent does not exist"),
+    "shards inside of their images": (
+        ["shard", "data", "data/shards"],
+        "data/shards lies inside data: choose an OUT outside of the images",
+    ),
+    "shards into a folder of other things": (
+        ["shard", "data", "thesis"],
+        "thesis exists and holds no shards of this command; choose another OUT",
     ),
     "unknown built-in": (
         ["pretrain", "builtin:emojis"],
@@ -184,6 +207,26 @@ CASES: dict[str, tuple[list[str], str]] = {
         "a batch of 64 is larger than the data: data has 16 images",
     ),
     "batch in unequal parts": (
+        ["pretrain", "data", *TINY, "--accumulate", "0"],
+        "--accumulate must be at least 1, got 0",
+    ),
+    "no devices": (
+        ["pretrain", "data", *TINY, "--devices", "0"],
+        "--devices must be at least 1, got 0",
+    ),
+    "fewer than no restarts": (
+        ["pretrain", "data", *TINY, "--restarts", "-1"],
+        "--restarts must be 0 or more, got -1",
+    ),
+    "no patience": (
+        ["pretrain", "data", *TINY, "--patience", "0"],
+        "--patience must be above 0, got 0",
+    ),
+    "waiting backwards": (
+        ["pretrain", "data", *TINY, "--wait-for-disk", "-1"],
+        "wait_for_disk must be a number of 0 or more, got -1.0",
+    ),
+    "unequal parts": (
         ["pretrain", "data", *TINY, "--accumulate", "3"],
         "a batch of 8 cannot be cut into 3 equal parts",
     ),

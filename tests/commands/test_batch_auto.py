@@ -57,7 +57,7 @@ def test_a_batch_is_chosen_by_real_steps_and_written_down(data: Path, tmp_path: 
     # Eight fit, and so would more; forty images in batches of eight make five steps.
     assert "a step of 8 images fits into memory" in ended.out
     assert "batches of 8, on cpu" in ended.out
-    assert (training(tmp_path / "run")["batch_size"], training(tmp_path / "run")["accumulate"]) == (8, 1)
+    assert (training(tmp_path / "run")["batch_size"], training(tmp_path / "run")["parts"]) == (8, 1)
     assert len(read_records(tmp_path / "run", "step")) == 5
 
 
@@ -65,12 +65,12 @@ def test_the_batch_of_a_configuration_is_kept_in_parts(
     data: Path, tmp_path: Path, fitting: Callable[[int | None], None], capsys: pytest.CaptureFixture[str]
 ) -> None:
     fitting(4)
-    start = configuration(data, tmp_path / "start.json", accumulate=2)
+    start = configuration(data, tmp_path / "start.json", parts=2)
     assert main(["pretrain", str(data), *start, *AUTO, "--out", str(tmp_path / "run")]) == 0
     said = capsys.readouterr().out
     assert "batches of 16 in 4 parts: batch norm and contrasts between images see one part at a time" in said
     assert "epochs, batches of 16 in 4 parts, on cpu" in said
-    assert (training(tmp_path / "run")["batch_size"], training(tmp_path / "run")["accumulate"]) == (16, 4)
+    assert (training(tmp_path / "run")["batch_size"], training(tmp_path / "run")["parts"]) == (16, 4)
     assert len(read_records(tmp_path / "run", "step")) == 4
 
 
@@ -78,10 +78,10 @@ def test_a_batch_that_fits_is_not_cut(
     data: Path, tmp_path: Path, fitting: Callable[[int | None], None], capsys: pytest.CaptureFixture[str]
 ) -> None:
     fitting(64)
-    start = configuration(data, tmp_path / "start.json", accumulate=2)
+    start = configuration(data, tmp_path / "start.json", parts=2)
     assert main(["pretrain", str(data), *start, *AUTO, "--out", str(tmp_path / "run")]) == 0
     assert "parts" not in capsys.readouterr().out
-    assert (training(tmp_path / "run")["batch_size"], training(tmp_path / "run")["accumulate"]) == (16, 1)
+    assert (training(tmp_path / "run")["batch_size"], training(tmp_path / "run")["parts"]) == (16, 1)
 
 
 def test_the_same_command_resumes_with_the_same_batch(

@@ -26,9 +26,10 @@ from unmask.cli import main
 from unmask.training.checkpoint import checkpoint_path, load_checkpoint, saved_steps
 from unmask.training.trainer import Trainer
 
-EPOCHS = 20
-STEPS = 40
-KILLS = 8
+KILLS = int(os.environ.get("UNMASK_KILLS", "8"))
+"""Times that a run is killed; more by hand: UNMASK_KILLS=50."""
+EPOCHS = max(20, 2 * KILLS)
+STEPS = 2 * EPOCHS
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,7 @@ def test_a_run_killed_at_any_moment_ends_where_it_would_have_ended(unbroken: Unb
     assert_same_end(run, unbroken)
 
 
-@pytest.mark.parametrize(("number", "workers"), [(signal.SIGTERM, 0), (signal.SIGINT, 2)])
+@pytest.mark.parametrize(("number", "workers"), [(signal.SIGTERM, 0), (signal.SIGINT, 2), (signal.SIGUSR1, 0)])
 def test_a_stopped_run_says_so_and_goes_on(
     unbroken: Unbroken, tmp_path: Path, number: signal.Signals, workers: int
 ) -> None:
@@ -161,6 +162,17 @@ def test_a_disk_that_fills_up_stops_the_run_with_a_sentence(unbroken: Unbroken, 
     assert refused.err.count("\n") == 1
     assert os.listdir(run / "checkpoints") == []
     ended = CommandProcess(unbroken.command(run), tmp_path).end()
+    assert (ended.code, ended.err) == (0, "")
+    assert_same_end(run, unbroken)
+
+
+def test_a_run_that_waits_for_room_on_the_disk_goes_on_when_there_is(unbroken: Unbroken, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    process = CommandProcess([*unbroken.command(run), "--wait-for-disk", "5"], tmp_path, largest_file=20_000)
+    process.wait_until(lambda: "trying again for 5 more minutes" in process.printed())
+    assert os.listdir(run / "checkpoints") == []
+    process.allow_any_file()
+    ended = process.end()
     assert (ended.code, ended.err) == (0, "")
     assert_same_end(run, unbroken)
 

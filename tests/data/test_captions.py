@@ -86,6 +86,12 @@ def test_lines_of_json_say_the_same(folder: Path) -> None:
             r"line 1, is no object with 'image' \(text\) and 'caption' \(text, or a list of texts\)$",
         ),
         ("captions.jsonl", b'{"image": "left/0.png", "caption": []}', r"line 1, is no object with 'image'"),
+        ("captions.jsonl", b"[" * 100_000, r"captions\.jsonl, line 1, is not JSON: "),
+        (
+            "captions.jsonl",
+            b'{"image": "\\ud800.png", "caption": "a"}',
+            r"line 1, names '\\ud800\.png', which is not an image in ",
+        ),
     ],
 )
 def test_a_file_that_is_not_captions_is_refused(folder: Path, name: str, content: bytes, sentence: str) -> None:

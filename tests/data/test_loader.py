@@ -36,8 +36,8 @@ def crop_loader(
     seed: int = 5,
     workers: int = 0,
     channels: int = 3,
-    rank: int = 0,
-    world_size: int = 1,
+    parts: int = 1,
+    mine: range | None = None,
     max_bad_share: float = 0.1,
 ) -> CropLoader:
     return CropLoader(
@@ -49,8 +49,8 @@ def crop_loader(
         seed=seed,
         workers=workers,
         channels=channels,
-        rank=rank,
-        world_size=world_size,
+        parts=parts,
+        mine=mine,
         max_bad_share=max_bad_share,
     )
 
@@ -109,24 +109,36 @@ def test_another_seed_gives_other_crops_and_orders(photo_folder: Path) -> None:
     assert all(a.seed != b.seed for a, b in zip(one, other, strict=True))
 
 
-@pytest.mark.parametrize("world_size", [2, 3, 6])
-def test_ranks_share_the_global_batch_of_one_rank(photo_folder: Path, world_size: int) -> None:
+@pytest.mark.parametrize(("parts", "ranks"), [(2, 2), (3, 3), (6, 6), (6, 1), (6, 2), (6, 3)])
+def test_ranks_share_the_parts_of_a_batch(photo_folder: Path, parts: int, ranks: int) -> None:
     source = open_source(photo_folder)
     alone = list(crop_loader(source, batch_size=6))
-    ranks = [
-        list(crop_loader(source, batch_size=6 // world_size, rank=rank, world_size=world_size))
-        for rank in range(world_size)
+    share = parts // ranks
+    loaders = [
+        crop_loader(source, batch_size=6 // parts, parts=parts, mine=range(rank * share, (rank + 1) * share))
+        for rank in range(ranks)
     ]
+    assert all(len(loader) == 7 * share for loader in loaders)
+    batches = [list(loader) for loader in loaders]
     for step, whole in enumerate(alone):
-        parts = [rank[step] for rank in ranks]
-        assert torch.equal(torch.cat([part.indices for part in parts]), whole.indices)
+        found = [part for rank in batches for part in rank[step * share : (step + 1) * share]]
+        assert torch.equal(torch.cat([part.indices for part in found]), whole.indices)
         for group in range(len(CROPS)):
-            assert torch.equal(torch.cat([part.crops[group] for part in parts]), whole.crops[group])
-        assert len({part.seed for part in parts}) == world_size
+            assert torch.equal(torch.cat([part.crops[group] for part in found]), whole.crops[group])
+        assert [part.seed for part in found] == [step_seed(5, step, part) for part in range(parts)]
+
+
+def test_parts_of_a_batch_never_reach_into_the_next_epoch() -> None:
+    # 7 images make one step of 2 parts of 3 an epoch: the seventh is left out, as it is of one part of 6.
+    loader = crop_loader(numbered(7), batch_size=3, parts=2, total_steps=4)
+    seen = [batch.indices.tolist() for batch in loader]
+    assert loader.steps_per_epoch == 1
+    for first, second in zip(seen[::2], seen[1::2], strict=True):
+        assert len({*first, *second}) == 6
 
 
 def test_step_seeds_differ_and_fit_a_generator() -> None:
-    seeds = {step_seed(seed, step, rank) for seed in range(3) for step in range(50) for rank in range(3)}
+    seeds = {step_seed(seed, step, part) for seed in range(3) for step in range(50) for part in range(3)}
     assert len(seeds) == 450
     assert all(0 <= seed < 2**63 for seed in seeds)
     torch.Generator().manual_seed(max(seeds))
@@ -187,7 +199,7 @@ def test_nothing_but_bad_files_ends_the_run(photo_folder: Path, share: float) ->
 
 def test_a_batch_larger_than_the_data_is_refused() -> None:
     with pytest.raises(ValueError, match="a batch of 8 images is larger than numbered, which has 7: choose a smaller"):
-        crop_loader(numbered(7), world_size=2)
+        crop_loader(numbered(7), parts=2)
     with pytest.raises(ValueError, match="the batch size must be at least 1, not 0"):
         crop_loader(numbered(7), batch_size=0)
 

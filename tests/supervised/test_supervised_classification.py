@@ -115,7 +115,7 @@ def subject_on(data: Path, **changes: Any) -> ClassificationSubject:
 def test_batches_hold_what_the_task_wants(csv: Path, tmp_path: Path) -> None:
     data = draw_images(tmp_path / "data", 24)
     subject = subject_on(data, randaugment="rand-m9-n4-p1", image_height=40, crop_scale=(1.0, 1.0))
-    training = TrainingConfig(batch_size=4, accumulate=2, workers=0, seed=3)
+    training = TrainingConfig(batch_size=4, parts=2, workers=0, seed=3)
     batches = list(subject.batches(2, 7, training, torch.device("cpu")))
     assert [tuple(batch.crops[0].shape) for batch in batches] == [(2, 1, 3, 40, 32)] * 5
     train = labelled(data)[0]

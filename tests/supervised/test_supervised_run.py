@@ -216,11 +216,11 @@ def test_what_cannot_work_leaves_no_folder(data: Path, encoder: Path, tmp_path: 
         == "a batch of 19 is larger than the data: there are 18 train images"
     )
     odd = "cannot all be paired: choose an even batch (and even parts of it), or switch mixing off by --task.mixup 0 "
-    for batch, accumulate, part in ((7, 1, 7), (6, 2, 3), (9, 3, 3)):
-        config = supervised(data, encoder, replace(BARE, cutmix=1.0), batch_size=batch, accumulate=accumulate)
+    for batch, parts, part in ((7, 1, 7), (6, 2, 3), (9, 3, 3)):
+        config = supervised(data, encoder, replace(BARE, cutmix=1.0), batch_size=batch, parts=parts)
         assert refused(config, path) == f"mixup pairs images, and {part} {odd}--task.cutmix 0"
     assert (
-        refused(supervised(data, encoder, replace(BARE, norm="batch"), accumulate=4), path)
+        refused(supervised(data, encoder, replace(BARE, norm="batch"), parts=4), path)
         == "batch norm before the head needs batches (and parts of them) of 2 images or more"
     )
     assert (
@@ -308,7 +308,7 @@ def test_a_seed_means_a_run(data: Path, encoder: Path, tmp_path: Path) -> None:
 
 
 def test_a_batch_in_parts_is_still_one_step(data: Path, encoder: Path, tmp_path: Path) -> None:
-    outcome, _ = run(supervised(data, encoder, accumulate=2, epochs=1), tmp_path / "parts")
+    outcome, _ = run(supervised(data, encoder, parts=2, epochs=1), tmp_path / "parts")
     assert outcome == Outcome("finished", 4)
     run(supervised(data, encoder, epochs=1), tmp_path / "whole")
     parts, whole = ([record["loss"] for record in read_records(tmp_path / name, "step")] for name in ("parts", "whole"))

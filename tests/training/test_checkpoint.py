@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,8 @@ from torch import Tensor, nn
 
 from unmask.optimisation import OptimizerConfig, ParameterRule, build_optimizer
 from unmask.training.checkpoint import (
+    HEADER,
+    HEADER_CHECKSUM,
     Checkpoint,
     CheckpointError,
     checkpoint_path,
@@ -90,7 +93,7 @@ def test_a_flipped_byte_in_a_tensor_fails_its_checksum(tmp_path: Path) -> None:
     middle = content.index(some_tensors()["model.weight"].numpy().tobytes()) + 300
     content[middle] ^= 1
     path.write_bytes(content)
-    with pytest.raises(CheckpointError, match=r"is damaged: model\.weight does not match its checksum"):
+    with pytest.raises(CheckpointError, match=r"is damaged: 'model\.weight' does not match its checksum"):
         load_checkpoint(path, CPU)
 
 
@@ -136,6 +139,19 @@ def test_another_format_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.undo()
     with pytest.raises(CheckpointError, match="has format 7, this version reads 1"):
         load_checkpoint(tmp_path / "step_000000001.safetensors", CPU)
+
+
+@pytest.mark.parametrize(
+    "header",
+    ["[" * 100_000, "[]", "3", "{}", '{"format": 1}', '{"format": 1, "crc32": [1], "values": {}}',
+     '{"format": 1, "crc32": {}, "values": 7}'],
+    ids=lambda text: text[:30],
+)  # fmt: skip
+def test_a_header_that_says_something_else_is_refused(tmp_path: Path, header: str) -> None:
+    path = tmp_path / "step_000000001.safetensors"
+    save_file({"a": torch.ones(2)}, path, {HEADER: header, HEADER_CHECKSUM: str(zlib.crc32(header.encode()))})
+    with pytest.raises(CheckpointError, match=r"step_000000001\.safetensors has a damaged header$"):
+        load_checkpoint(path, CPU)
 
 
 REFUSING_DISK = """

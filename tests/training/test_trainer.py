@@ -80,7 +80,7 @@ class PlainMAE(MAE):
 
 
 def test_two_halves_give_the_gradient_of_the_whole_batch() -> None:
-    whole, halves = (trainer_of("mae", cls=PlainMAE, accumulate=parts) for parts in (1, 2))
+    whole, halves = (trainer_of("mae", cls=PlainMAE, parts=parts) for parts in (1, 2))
     for trainer in (whole, halves):
         trainer.trainee.double()
     batch = batch_of(whole)
@@ -177,17 +177,66 @@ def test_figures_that_nobody_reads_wait_on_the_device(monkeypatch: pytest.Monkey
     assert pending.step == 3
 
 
-def test_the_first_broken_step_is_named_and_its_weights_are_given_to_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+def break_step(trainer: Trainer[Any], broken: int, steps: int) -> dict[str, Tensor]:
+    """Take steps of which one has an infinite gradient; the weights before that one."""
+    before: dict[str, Tensor] = {}
+    for step in range(steps):
+        hook = None
+        if step == broken:
+            before = weights(trainer)
+            hook = trainer.trainee.get_parameter("decoder.head.weight").register_hook(explode)
+        trainer.take_step([batch_of(trainer, 3, first=10 * step)])
+        if hook is not None:
+            hook.remove()
+    return before
+
+
+def test_a_broken_step_that_is_read_late_was_left_out_by_the_optimizer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Trainer, "reading_is_free", False)
+    late = trainer_of("mae", with_optimizer("mae", warmup_start=1.0))
+    break_step(late, 2, 4)
+    with pytest.raises(
+        NonFiniteLoss, match=r"^the gradient's norm is (inf|nan) at step 2, samples 20, 21, 22; "
+    ) as error:
+        late.settle()
+    assert (error.value.step, error.value.applied) == (2, False)
+    late.settle()  # the one after it was taken
+    monkeypatch.undo()
+    without = trainer_of("mae", with_optimizer("mae", warmup_start=1.0))
+    for step in range(4):
+        if step == 2:
+            without.leave_out()
+        else:
+            without.train_step([batch_of(without, 3, first=10 * step)])
+    assert late.latest == without.latest
+    for name, value in weights(late).items():
+        assert torch.equal(value, weights(without)[name]), name
+
+
+def test_every_broken_step_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Trainer, "reading_is_free", False)
     trainer = trainer_of("mae", with_optimizer("mae", warmup_start=1.0))
     for step in range(4):
-        if step == 2:
+        if step == 1:
             with torch.no_grad():
                 trainer.trainee.get_parameter("decoder.head.bias")[0] = math.inf
         trainer.take_step([batch_of(trainer, 3, first=10 * step)])
-    for read in (trainer.settle, lambda: trainer.state({})):
-        with pytest.raises(NonFiniteLoss, match=r"^loss 'reconstruction' is (inf|nan) at step 2, samples 20, 21, 22; "):
-            read()
+    named = []
+    for _ in range(3):
+        with pytest.raises(NonFiniteLoss) as error:
+            trainer.settle()
+        named.append(error.value.step)
+    trainer.settle()
+    assert named == [1, 2, 3]
+
+
+def test_an_optimizer_that_is_not_fused_cannot_leave_a_step_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Trainer, "reading_is_free", False)
+    trainer = trainer_of("mae", with_optimizer("mae", warmup_start=1.0, kind="adamw_bert"))
+    break_step(trainer, 1, 2)
+    with pytest.raises(NonFiniteLoss) as error:
+        trainer.settle()
+    assert (error.value.step, error.value.applied) == (1, True)
 
 
 def test_a_gradient_that_overflows_in_fp16_is_no_broken_step(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -210,7 +259,7 @@ def test_every_part_of_a_step_is_told(method: str) -> None:
         told.append(name)
         yield
 
-    config = tiny_config(method, Path("nowhere"), accumulate=2)
+    config = tiny_config(method, Path("nowhere"), parts=2)
     trainer = Trainer(METHODS[method](config.settings), config.training, steps_per_epoch=4, device=CPU, phase=phase)
     trainer.train_step([batch_of(trainer, 4), batch_of(trainer, 4, first=4)])
     parts = ["views", "forward", "backward"] * 2
@@ -306,8 +355,8 @@ def test_stochastic_depth_follows_the_batchs_seed_alone() -> None:
         ({"batch_size": 0}, "batch_size must be a number above 0, got 0"),
         ({"log_every": 0}, "log_every must be a number above 0, got 0"),
         ({"checkpoint_every": -1}, "checkpoint_every must be a number above 0, got -1"),
-        ({"accumulate": 0}, "accumulate must be a number above 0, got 0"),
-        ({"accumulate": 3}, "a batch of 8 cannot be cut into 3 equal parts"),
+        ({"parts": 0}, "parts must be a number above 0, got 0"),
+        ({"parts": 3}, "a batch of 8 cannot be cut into 3 equal parts"),
         ({"workers": -1}, "workers must be 0 or more, got -1"),
         ({"keep_every": -1}, "keep_every must be 0 or more, got -1"),
         ({"evaluate_every": -0.5}, "evaluate_every must be a number of 0 or more, got -0.5"),

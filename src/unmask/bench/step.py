@@ -86,7 +86,7 @@ def measure_step(
         began = perf_counter()
         for _ in range(count):
             with nullcontext() if batches is None else clock("data"):
-                parts = list(islice(source, training.accumulate))
+                parts = list(islice(source, training.parts))
             trainer.take_step(parts)
         trainer.settle()
         wait_for(device)
@@ -112,7 +112,7 @@ def measure_step(
         phases={name: value / count for name, value in clock.seconds().items()},
         peak_memory=_peak_memory(device),
         flops_per_image=work.flops,
-        matrix_rate=matrix_rate(work, training.batch_size // training.accumulate, dtype=dtype, device=device),
+        matrix_rate=matrix_rate(work, training.part_size, dtype=dtype, device=device),
     )
 
 

@@ -10,12 +10,14 @@ from typing import Annotated
 import tyro
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 from typing_extensions import Doc
 
-from unmask.commands.parse import STOPPED, parse
+from unmask.commands.parse import parse
 from unmask.data.sources import labelled
+from unmask.errors import STOPPED
 from unmask.methods import METHODS
-from unmask.report.comparison import Line, dot_plot, markdown, ordered, sentences
+from unmask.report.comparison import Line, dot_plot, in_markdown, markdown, ordered, sentences
 from unmask.study import PIXELS, PROTOCOLS, RANDOM, Budget, Entry, Study, StudyStopped
 
 
@@ -54,8 +56,9 @@ def run(arguments: Sequence[str]) -> int:
         return STOPPED
     _print(lines, console)
     text = "\n".join(said for protocol in PROTOCOLS for said in sentences(lines, protocol))
-    (study.folder / "comparison.md").write_text(markdown(lines, PROTOCOLS) + "\n" + text + "\n", encoding="utf-8")
-    (study.folder / "comparison.svg").write_text(dot_plot(lines, PROTOCOLS), encoding="utf-8")
+    written = "\n".join([markdown(lines, PROTOCOLS), *map(in_markdown, text.splitlines())])
+    (study.folder / "comparison.md").write_text(written + "\n", encoding="utf-8", errors="backslashreplace")
+    (study.folder / "comparison.svg").write_text(dot_plot(lines, PROTOCOLS), "utf-8", "backslashreplace")
     console.print(text, highlight=False, markup=False)
     console.print(
         f"written: {study.folder}/comparison.md, comparison.svg, results.jsonl", highlight=False, markup=False
@@ -83,5 +86,5 @@ def _print(lines: Sequence[Line], console: Console) -> None:
         for protocol in PROTOCOLS:
             score = line.scores.get(protocol)
             cells += ["-", "-"] if score is None else [f"{score.top1:.1f}", "{:.1f} to {:.1f}".format(*score.interval)]
-        table.add_row(*cells, "-" if line.rank is None else f"{line.rank:.1f}")
+        table.add_row(*map(Text, cells), "-" if line.rank is None else f"{line.rank:.1f}")
     console.print(table)

@@ -13,8 +13,6 @@ from typing import TypeVar
 import tyro
 
 T = TypeVar("T")
-STOPPED = 75
-"""Exit code of a run that was stopped by a signal and can be resumed."""
 _KINDS = {
     "INT": "a whole number",
     "INT|{auto}": "a whole number or auto",

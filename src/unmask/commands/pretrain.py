@@ -6,25 +6,30 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
+import torch
 import tyro
 from rich.console import Console
 from rich.markup import escape
 from typing_extensions import Doc
 
 from unmask.bench.fitting import largest_batch, parts_that_fit
-from unmask.commands.parse import STOPPED, given, parse
+from unmask.commands.parse import given, parse
 from unmask.config import RunConfig, load_config
 from unmask.data.sources import Source, open_source
 from unmask.data.statistics import first_readable
 from unmask.defaults import Wishes, cautious_batch, default_batch, default_workers, fit_settings
+from unmask.errors import STOPPED
 from unmask.methods import find_method
 from unmask.methods.base import MethodConfig
 from unmask.pretrain import build_method, pretrain
+from unmask.ranks import from_all_ranks, rank, world_size
 from unmask.recipes import find_recipe
 from unmask.run_folder import RunFolder
+from unmask.training.distributed import joined, launch, launched, own_device
 from unmask.training.trainer import TrainingConfig, TrainingOptions, choose_device
+from unmask.training.watch import Watch
 
 MOST_IMAGES = 2**16
 """Of a batch that is chosen by memory alone: no published run has more."""
@@ -63,34 +68,74 @@ class Pretrain:
             "number, in as many parts as need be. Default: by data and device."
         ),
     ] = None
-    workers: Annotated[int | None, Doc("Processes that decode images. Default: one a processor, at most 8.")] = None
+    accumulate: Annotated[
+        int | None,
+        Doc(
+            "Parts of its share of a batch that a device takes one after the other, to save memory. Default: 1, or "
+            "what a begun run needs on so many devices."
+        ),
+    ] = None
+    devices: Annotated[int, Doc("Devices of this machine that train together, a process each (as torchrun does).")] = 1
+    restarts: Annotated[int, Doc("Times that all of them start again where one is killed or hangs.")] = 3
+    patience: Annotated[float, Doc("Seconds without progress after which a device counts as hanging.")] = 600.0
+    workers: Annotated[
+        int | None, Doc("Processes of each device that decode images. Default: one a processor, at most 8.")
+    ] = None
     options: Annotated[TrainingOptions, tyro.conf.arg(name="")] = TrainingOptions()
     settings: Annotated[MethodConfig, tyro.conf.arg(name="method"), Doc("Knobs of the method.")]
 
 
 def run(arguments: Sequence[str]) -> int:
     """The exit code of `unmask pretrain`."""
-    console = Console(soft_wrap=True)
     base = _base(arguments)
     command = parse(Pretrain, arguments, command="pretrain", default=_defaults(arguments, base))
-    if command.batch_size == "auto" and given(arguments, "--accumulate") is not None:
-        raise ValueError("--batch-size auto chooses the parts of a batch itself: leave --accumulate out")
+    _check(command)
+    if command.devices > 1 and not launched():
+        return launch(command.devices, ["pretrain", *arguments], restarts=command.restarts, say=_say)
+    with joined(choose_device(command.options.device), command.patience) as watch:
+        return _run(command, base, Console(soft_wrap=True, quiet=rank() > 0), watch)
+
+
+def _run(command: Pretrain, base: RunConfig | None, console: Console, watch: Watch) -> int:
+    """What each of the processes does."""
     folder = RunFolder(command.out or Path("runs") / default_name(command))
     config, notes = resolve(command, base, folder)
     describe(config, folder, notes, console)
-    outcome = pretrain(config, folder, console)
+    outcome = pretrain(config, folder, console, watch)
     if outcome.kind == "stopped":
         console.print(
             f"stopped by {outcome.signal} at step {outcome.step}, all saved; the same command resumes",
             highlight=False,
         )
         return STOPPED
+    if rank() > 0:
+        return 0
     # Only now: matplotlib takes longer to import than the whole command line, and nothing before needs it.
     from unmask.run_report import write_report
 
     page = write_report(folder)
     console.print(f"encoder: {folder.encoder_file}\nreport:  {page}", highlight=False, markup=False)
     return 0
+
+
+def _say(sentence: str) -> None:
+    Console(soft_wrap=True).print(sentence, highlight=False, markup=False)
+
+
+def _check(command: Pretrain) -> None:
+    """ValueError for options that cannot be."""
+    if command.batch_size == "auto" and command.accumulate is not None:
+        raise ValueError("--batch-size auto chooses the parts of a batch itself: leave --accumulate out")
+    for name, value in (("--devices", command.devices), ("--accumulate", command.accumulate)):
+        if value is not None and value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+    if command.restarts < 0:
+        raise ValueError(f"--restarts must be 0 or more, got {command.restarts}")
+    if command.patience <= 0:
+        raise ValueError(f"--patience must be above 0, got {command.patience:g}")
+    visible = torch.cuda.device_count()
+    if choose_device(command.options.device).type == "cuda" and command.devices > visible:
+        raise ValueError(f"--devices {command.devices} is more than this machine has: {visible}")
 
 
 def _base(arguments: Sequence[str]) -> RunConfig | None:
@@ -136,6 +181,7 @@ def resolve(command: Pretrain, base: RunConfig | None, folder: RunFolder) -> tup
         **{field.name: getattr(command.options, field.name) for field in dataclasses.fields(TrainingOptions)},
         batch_size=batch,
         workers=default_workers() if command.workers is None else command.workers,
+        parts=_parts(command, base, folder),
     )
     config = RunConfig(data=data, method=command.method_name, settings=settings, training=training)
     if command.batch_size == "auto":
@@ -149,33 +195,52 @@ def _data(command: Pretrain) -> str:
     return command.data.rstrip("/") or command.data
 
 
+def _parts(command: Pretrain, base: RunConfig | None, folder: RunFolder) -> int:
+    """Parts of a batch: those of a run that has begun, whatever the number of devices; or what the devices take."""
+    if command.accumulate is not None:
+        return world_size() * command.accumulate
+    begun = _begun(folder).get("parts")
+    if begun is not None:
+        return int(begun)
+    wanted = 1 if base is None else base.training.parts
+    return wanted if wanted % world_size() == 0 else wanted * world_size()
+
+
+def _begun(folder: RunFolder) -> dict[str, Any]:
+    """How a run that has begun is trained; empty where there is none yet."""
+    training: dict[str, Any] = folder.values().get("training", {}) if folder.config_file.exists() else {}
+    return training
+
+
 def _fitting(config: RunConfig, asked: int | None, samples: int, folder: RunFolder, notes: list[str]) -> TrainingConfig:
     """The run's training with a batch that fits into memory: of `asked` images, in parts, or as many as there may be.
 
     A run that has begun keeps what it has.
     """
-    training = replace(config.training, accumulate=1)
-    begun = folder.values().get("training", {}) if folder.config_file.exists() else {}
-    if {"batch_size", "accumulate"} <= begun.keys():
-        batch, parts = begun["batch_size"], begun["accumulate"]
+    begun = _begun(folder)
+    if {"batch_size", "parts"} <= begun.keys():
+        batch, parts = begun["batch_size"], begun["parts"]
         notes.append("batches as the run has begun with")
     else:
-        most = cautious_batch(MOST_IMAGES, samples) if asked is None else asked
-        largest = largest_batch(
+        most = max(1, (cautious_batch(MOST_IMAGES, samples) if asked is None else asked) // world_size())
+        fits = largest_batch(
             lambda: build_method(config),
-            replace(training, compile=False),
-            choose_device(training.device),
+            replace(config.training, parts=1, compile=False),
+            own_device(choose_device(config.training.device)),
             # Of what was asked for the next power of two: where that fits, so does what was asked for.
             most=1 << (most - 1).bit_length(),
         )
-        batch = largest if asked is None else asked
-        parts = parts_that_fit(batch, largest)
+        largest = min(from_all_ranks(fits))
+        batch = largest * world_size() if asked is None else asked
+        if batch % world_size():
+            raise ValueError(f"a batch of {batch} cannot be shared equally by {world_size()} devices")
+        parts = world_size() * parts_that_fit(batch // world_size(), largest)
         notes.append(f"a step of {batch // parts} images fits into memory")
-        if parts > 1:
+        if parts > world_size():
             notes.append(
                 f"batches of {batch} in {parts} parts: batch norm and contrasts between images see one part at a time"
             )
-    return replace(training, batch_size=batch, accumulate=parts)
+    return replace(config.training, batch_size=batch, parts=parts)
 
 
 def _settings(command: Pretrain, source: Source, *, fit_to_data: bool) -> tuple[MethodConfig, list[str]]:
@@ -223,8 +288,9 @@ def describe(config: RunConfig, folder: RunFolder, notes: list[str], console: Co
         "data": f"{config.data} ({'; '.join(notes)})",
         "encoder": str(settings.encoder),
         "training": f"{training.epochs:g} epochs, batches of {training.batch_size}"
-        f"{f' in {training.accumulate} parts' if training.accumulate > 1 else ''}, "
-        f"on {choose_device(training.device)}, {training.workers} workers",
+        f"{f' in {training.parts} parts' if training.parts > 1 else ''}, "
+        f"on {f'{world_size()} x ' if world_size() > 1 else ''}{choose_device(training.device)}, "
+        f"{training.workers} workers{' each' if world_size() > 1 else ''}",
         "learning rate": f"{peak:.3g} ({rule}), {warmup:g} epochs of warm-up",
         "out": str(folder.path),
     }

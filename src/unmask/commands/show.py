@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, get_args, get_type_hints
@@ -41,7 +42,7 @@ def run(arguments: Sequence[str]) -> int:
     method = find_method(command.method)
     console = Console(soft_wrap=True)
     console.print(f"[bold]{method.info.title}[/bold]  {method.info.paper}", highlight=False)
-    module = __import__(method.__module__, fromlist=["__doc__"])
+    module = sys.modules[method.__module__]
     console.print(escape((module.__doc__ or "").strip()), highlight=False)
     # Lines and no table: a column too narrow would cut options in two, for people and for grep.
     for knob in knobs(method.Config()):

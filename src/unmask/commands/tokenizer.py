@@ -12,10 +12,11 @@ import tyro
 from rich.console import Console
 from typing_extensions import Doc
 
-from unmask.commands.parse import STOPPED, parse
+from unmask.commands.parse import parse
 from unmask.data.sources import Source, open_source
 from unmask.data.statistics import first_readable, median_size
 from unmask.defaults import FULL_SIZE, default_batch, default_patch, default_workers
+from unmask.errors import STOPPED
 from unmask.models.pretrained import PretrainedEncoder, open_encoder
 from unmask.models.tokenizers.base import TokenizerConfig
 from unmask.models.tokenizers.dvae import DVAEConfig

@@ -13,6 +13,7 @@ from typing import Annotated
 import tyro
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 from typing_extensions import Doc
 
 from unmask.commands.parse import parse
@@ -43,7 +44,7 @@ def run(arguments: Sequence[str]) -> int:
     verdicts = []
     for case in cases:
         if not command.json and console.is_terminal:
-            console.print(f"[dim]{case.stem}[/dim]", end="\r")
+            console.print(Text(case.stem, "dim"), end="\r")
         verdicts.append(verify(case))
     if command.json:
         json.dump({"cases": [_row(verdict) for verdict in verdicts]}, sys.stdout, indent=2, allow_nan=False)
@@ -74,6 +75,7 @@ def _table(verdicts: list[Verdict]) -> Table:
     for verdict in verdicts:
         errors = (verdict.loss_error, verdict.grad_error, verdict.norm_error, verdict.prediction_error)
         shown = ["-" if error is None else f"{error:.1e}" for error in errors]
-        word = "[green]agrees[/green]" if verdict.agrees else f"[red]{verdict.reason}[/red]"
-        table.add_row(verdict.case, verdict.method, *shown, word)
+        word = Text("agrees", "green") if verdict.agrees else Text(verdict.reason, "red")
+        # What stands in a case is its author's: no markup of ours.
+        table.add_row(Text(verdict.case), Text(verdict.method), *shown, word)
     return table

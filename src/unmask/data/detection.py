@@ -230,8 +230,8 @@ def detection_loader(
     batch_size: int,
     seed: int,
     workers: int,
-    rank: int = 0,
-    world_size: int = 1,
+    parts: int = 1,
+    mine: range | None = None,
     pin_memory: bool = False,
     max_bad_share: float = 0.1,
 ) -> StepLoader[DetectionSample, DetectionBatch]:
@@ -247,8 +247,8 @@ def detection_loader(
         start_step=first,
         seed=seed,
         workers=workers,
-        rank=rank,
-        world_size=world_size,
+        parts=parts,
+        mine=mine,
         pin_memory=pin_memory,
         max_bad_share=max_bad_share,
     )

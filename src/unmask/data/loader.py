@@ -1,7 +1,9 @@
 """Batches that any number of workers, ranks and restarts reproduce exactly.
 
-A step's samples, their crops and its seed are functions of (seed, step) alone, so there is no state to save:
-to resume, ask for the next step. Shape legend: B samples, V crops of one image, C channels, H x W pixels.
+A step's batch is cut into parts, which ranks share out; the samples of a part, their crops and its seed are functions
+of (seed, step, part) alone, so there is no state to save: to resume, on however many ranks, ask for the next step.
+
+Shape legend: B samples, V crops of one image, C channels, H x W pixels.
 """
 
 from __future__ import annotations
@@ -13,17 +15,20 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from itertools import product
 from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
 from jaxtyping import Int64, UInt8
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from unmask.data.batch import Batch, CropConfig, unwritten
 from unmask.data.crop import Stream, sample_generator
 from unmask.data.dataset import BadFile, CenterCropDataset, CropDataset, Retouch, Sample
+from unmask.data.order import EpochOrder
 from unmask.data.sources import Source, captions_of
 from unmask.errors import Failure
 
@@ -85,10 +90,12 @@ class StepLoader(Generic[ItemT, BatchT]):
     """Batches for the steps `start_step` to `total_steps` - 1, in an order shuffled anew each epoch.
 
     `dataset` is asked for its items by (epoch, index) and holds `size` of them; `collate` makes a batch of items that
-    are not empty. A global batch is `batch_size` * `world_size` images, of which rank r gets the r-th slice; an epoch's
-    last images that fill no batch are left out. `bad_files` (name to reason) grows while iterating; iterating raises
-    TooManyBadFiles when more than the share `max_bad_share` of the distinct files seen are bad (asked once 20 files,
-    or all, were seen), and WorkerDied when a worker process dies.
+    are not empty. The images of a step are `parts` parts of `batch_size` images; this loader gives those parts whose
+    numbers are in `mine` (all of them by default), one after the other; an epoch's last images that fill no step are
+    left out. Where `shards` are given, images of a shard are taken at about the same time (see `EpochOrder`).
+    `bad_files` (name to reason) grows while iterating; iterating raises TooManyBadFiles when more than the share
+    `max_bad_share` of the distinct files seen are bad (asked once 20 files, or all, were seen), and WorkerDied when a
+    worker process dies.
     """
 
     def __init__(
@@ -103,22 +110,24 @@ class StepLoader(Generic[ItemT, BatchT]):
         start_step: int = 0,
         seed: int,
         workers: int,
-        rank: int = 0,
-        world_size: int = 1,
+        parts: int = 1,
+        mine: range | None = None,
+        shards: NDArray[np.int64] | None = None,
         pin_memory: bool = False,
         max_bad_share: float = 0.1,
     ) -> None:
-        assert 0 <= rank < world_size
+        mine = range(parts) if mine is None else mine
+        assert 0 <= mine.start < mine.stop <= parts
         assert start_step >= 0
         if batch_size < 1:
             raise ValueError(f"the batch size must be at least 1, not {batch_size}")
-        if batch_size * world_size > size:
+        if batch_size * parts > size:
             raise ValueError(
-                f"a batch of {batch_size * world_size} images is larger than {name}, "
+                f"a batch of {batch_size * parts} images is larger than {name}, "
                 f"which has {size}: choose a smaller batch"
             )
         self.bad_files: dict[str, str] = {}
-        self.steps_per_epoch = size // (batch_size * world_size)
+        self.steps_per_epoch = size // (batch_size * parts)
         self._dataset = dataset
         self._collate = _CollateWhole(collate)
         self._size = size
@@ -126,8 +135,9 @@ class StepLoader(Generic[ItemT, BatchT]):
         self._steps = range(start_step, total_steps)
         self._seed = seed
         self._workers = workers
-        self._rank = rank
-        self._world_size = world_size
+        self._parts = parts
+        self._mine = mine
+        self._shards = shards
         self._pin_memory = pin_memory
         self._max_bad_share = max_bad_share
         self._seen = np.zeros(size, dtype=np.bool_)
@@ -135,7 +145,7 @@ class StepLoader(Generic[ItemT, BatchT]):
 
     def __len__(self) -> int:
         """Number of batches one iteration gives."""
-        return len(self._steps)
+        return len(self._steps) * len(self._mine)
 
     def __iter__(self) -> Iterator[BatchT]:
         keys = _StepKeys(
@@ -144,8 +154,9 @@ class StepLoader(Generic[ItemT, BatchT]):
             steps_per_epoch=self.steps_per_epoch,
             source_size=self._size,
             batch_size=self._batch_size,
-            rank=self._rank,
-            world_size=self._world_size,
+            parts=self._parts,
+            mine=self._mine,
+            shards=self._shards,
         )
         # One DataLoader for all epochs: nothing drains or starts anew between them.
         loader: Iterable[_Loaded[BatchT]] = DataLoader(
@@ -156,11 +167,12 @@ class StepLoader(Generic[ItemT, BatchT]):
             worker_init_fn=leave_signals_to_main,
             pin_memory=self._pin_memory,
         )
-        for step, loaded in zip(self._steps, watched(iter(loader)), strict=True):
+        numbers = product(self._steps, self._mine)
+        for (step, part), loaded in zip(numbers, watched(iter(loader)), strict=True):
             self._judge(loaded)
             assert loaded.batch is not None
             # Every batch is a dataclass; the protocol cannot say so.
-            seeded: Any = replace(loaded.batch, seed=step_seed(self._seed, step, self._rank))  # type: ignore[type-var]
+            seeded: Any = replace(loaded.batch, seed=step_seed(self._seed, step, part))  # type: ignore[type-var]
             yield seeded
 
     def _judge(self, loaded: _Loaded[BatchT]) -> None:
@@ -198,8 +210,8 @@ class CropLoader:
         seed: int,
         workers: int,
         channels: int = 3,
-        rank: int = 0,
-        world_size: int = 1,
+        parts: int = 1,
+        mine: range | None = None,
         pin_memory: bool = False,
         max_bad_share: float = 0.1,
         captions: bool = False,
@@ -209,6 +221,7 @@ class CropLoader:
         self._first_step = start_step
         self._seed = seed
         self._captions = captions_of(source) if captions else None
+        self._parts_a_step = parts if mine is None else len(mine)
         self._loader: StepLoader[Sample, Batch] = StepLoader(
             CropDataset(source, crops, channels=channels, seed=seed, retouch=retouch),
             collate_samples,
@@ -219,8 +232,9 @@ class CropLoader:
             start_step=start_step,
             seed=seed,
             workers=workers,
-            rank=rank,
-            world_size=world_size,
+            parts=parts,
+            mine=mine,
+            shards=source.shards,
             pin_memory=pin_memory,
             max_bad_share=max_bad_share,
         )
@@ -236,8 +250,8 @@ class CropLoader:
         return len(self._loader)
 
     def __iter__(self) -> Iterator[Batch]:
-        for step, batch in enumerate(self._loader, start=self._first_step):
-            epoch = step // self.steps_per_epoch
+        for number, batch in enumerate(self._loader):
+            epoch = (self._first_step + number // self._parts_a_step) // self.steps_per_epoch
             yield replace(batch, labels=self._labels(batch.indices), texts=self._texts(batch.indices, epoch))
 
     def _labels(self, indices_B: Int64[Tensor, " B"]) -> Int64[Tensor, " B"] | None:
@@ -302,14 +316,14 @@ class EvalLoader:
             raise ValueError(f"no readable image in {self._dataset.source.name}")
 
 
-def step_seed(seed: int, step: int, rank: int) -> int:
-    """63 bits that differ for each (seed, step, rank): the seed of all that is drawn on the device."""
-    digest = hashlib.blake2b(f"{seed} {step} {rank}".encode(), digest_size=8).digest()
+def step_seed(seed: int, step: int, part: int) -> int:
+    """63 bits that differ for each (seed, step, part): the seed of all that is drawn on the device."""
+    digest = hashlib.blake2b(f"{seed} {step} {part}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
 
 
 class _StepKeys(Sampler[list[tuple[int, int]]]):
-    """For each step the (epoch, index) pairs of this rank's samples."""
+    """For each step the (epoch, index) pairs of the samples of this process's parts."""
 
     def __init__(
         self,
@@ -319,29 +333,38 @@ class _StepKeys(Sampler[list[tuple[int, int]]]):
         steps_per_epoch: int,
         source_size: int,
         batch_size: int,
-        rank: int,
-        world_size: int,
+        parts: int,
+        mine: range,
+        shards: NDArray[np.int64] | None,
     ) -> None:
         self._seed = seed
         self._steps = steps
         self._steps_per_epoch = steps_per_epoch
         self._source_size = source_size
         self._batch_size = batch_size
-        self._rank = rank
-        self._world_size = world_size
+        self._parts = parts
+        self._mine = mine
+        self._shards = shards
 
     def __len__(self) -> int:
-        return len(self._steps)
+        return len(self._steps) * len(self._mine)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        known_epoch, order = -1, np.empty(0, dtype=np.int64)
+        known_epoch, order = -1, None
         for step in self._steps:
             epoch, position = divmod(step, self._steps_per_epoch)
-            if epoch != known_epoch:
-                order = sample_generator(self._seed, epoch, 0, Stream.ORDER).permutation(self._source_size)
+            if order is None or epoch != known_epoch:
+                order = EpochOrder(
+                    self._seed,
+                    epoch,
+                    size=self._source_size,
+                    batch_size=self._batch_size,
+                    parts=self._parts,
+                    shards=self._shards,
+                )
                 known_epoch = epoch
-            start = (position * self._world_size + self._rank) * self._batch_size
-            yield [(epoch, index) for index in order[start : start + self._batch_size].tolist()]
+            for part in self._mine:
+                yield [(epoch, index) for index in order.take(position, part).tolist()]
 
 
 @dataclass(frozen=True)

@@ -51,6 +51,7 @@ from unmask.models.positions import sincos_positions
 from unmask.models.target import ema_update_, frozen_copy, stop_dropping_
 from unmask.objectives.reconstruction import channel_statistics, patchify, unpatchify
 from unmask.optimisation import OptimizerConfig, ParameterRule
+from unmask.ranks import share_of_mean
 from unmask.schedule import Schedule
 from unmask.trainee import Losses, one_dimensional
 from unmask.views import Views
@@ -154,8 +155,9 @@ class BootMAE(Method[Views]):
             weight_M = 1 + hidden_neighbours(mask_BN, self.encoder.grid)[mask_BN].to(pixel_error_M.dtype) / 9
             pixel_error_M, feature_error_M = weight_M * pixel_error_M, weight_M * feature_error_M
         return {
-            "pixels": pixel_error_M.mean(),
-            "features": self.config.feature_weight.at(progress) * feature_error_M.mean(),
+            "pixels": share_of_mean(pixel_error_M.mean(), len(pixel_error_M)),
+            "features": self.config.feature_weight.at(progress)
+            * share_of_mean(feature_error_M.mean(), len(feature_error_M)),
         }
 
     def predict(self, images_BCHW: Tensor, mask_BN: Tensor, where_BN: Tensor) -> tuple[Tensor, Tensor]:

@@ -93,6 +93,9 @@ class CANConfig(MaskedMethodConfig):
     level_width: Annotated[int, Doc("Width of the sine-cosine code of the noise's deviation. [code]")] = 128
     projected: Annotated[int, Doc("Width of the features that are contrasted. [code]")] = 128
     temperature: Annotated[float, Doc("Temperature of NT-Xent. [code]")] = 0.1
+    gathered: Annotated[
+        bool, Doc("Whether the images of all ranks are negatives, or those of each rank alone. [code: alone]")
+    ] = False
     contrast_weight: Annotated[float, Doc("Weight of NT-Xent. [paper and code]")] = 0.03
     mae_weight: Annotated[float, Doc("Weight of reconstruction and noise together. [paper and code]")] = 0.97
     noise_weight: Annotated[float, Doc("Share of the noise in those two. [code]")] = 0.3
@@ -188,7 +191,7 @@ class CAN(Method[NoisyViews]):
         return {
             "reconstruction": config.mae_weight * (1 - config.noise_weight) * reconstruction,
             "noise": config.mae_weight * config.noise_weight * noise,
-            "contrast": config.contrast_weight * ntxent(first, second, config.temperature),
+            "contrast": config.contrast_weight * ntxent(first, second, config.temperature, gathered=config.gathered),
         }
 
     def _predict(self, visible_TLD: Tensor, level_T: Tensor, mask_TN: Tensor) -> Tensor:

@@ -43,6 +43,7 @@ from unmask.models.encoder import Encoder
 from unmask.models.encoder_config import EncoderConfig
 from unmask.models.target import ema_update_, frozen_copy, stop_dropping_
 from unmask.optimisation import OptimizerConfig, ParameterRule
+from unmask.ranks import share_of_mean
 from unmask.schedule import Schedule
 from unmask.trainee import Losses, one_dimensional
 from unmask.views import Views
@@ -123,7 +124,8 @@ class Data2Vec(Method[Views]):
     def losses(self, views: Views, progress: float = 0.0) -> Losses:
         mask_BN = check_mask(views.mask_BN)
         prediction_MD, target_MD = self.predict(views.online, mask_BN), self.target(views.online, mask_BN)
-        return {"features": F.smooth_l1_loss(prediction_MD, target_MD, beta=self.config.beta)}
+        error = F.smooth_l1_loss(prediction_MD, target_MD, beta=self.config.beta)
+        return {"features": share_of_mean(error, len(prediction_MD))}
 
     def predict(self, images_BCHW: Tensor, mask_BN: Tensor, where_BN: Tensor | None = None) -> Tensor:
         """Predicted features [M, D] of the patches `where_BN` (the hidden ones by default)."""

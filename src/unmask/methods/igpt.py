@@ -48,6 +48,7 @@ from unmask.models.encoder_config import EncoderConfig
 from unmask.models.palette import kmeans_palette, read_palette
 from unmask.models.pixels import PIXEL_SIZES, PixelEncoder
 from unmask.optimisation import OptimizerConfig, ParameterRule
+from unmask.ranks import gather_without_gradient, share_of_mean
 from unmask.trainee import Losses, one_dimensional
 from unmask.views import Views, normalise
 
@@ -138,12 +139,13 @@ class IGPT(Method[Views]):
             return {"pixels": F.cross_entropy(logits_BNV.flatten(0, 1), ids_BN.flatten())}
         mask_BN = check_mask(views.mask_BN)
         logits_MV = self.head(self.encoder.last_tokens(ids_BN, mask_BN)[mask_BN])
-        return {"pixels": F.cross_entropy(logits_MV, ids_BN[mask_BN])}
+        return {"pixels": share_of_mean(F.cross_entropy(logits_MV, ids_BN[mask_BN]), len(logits_MV))}
 
     @torch.no_grad()
     def _place_palette(self, images_BCHW: Tensor) -> None:
-        """Colours by k-means of the pixels of these images, once."""
-        colours_NC = self.encoder.picture(images_BCHW).flatten(0, 1)
+        """Colours by k-means of the pixels of these images, and of the other ranks' ones, once."""
+        all_BCHW, _ = gather_without_gradient(images_BCHW)
+        colours_NC = self.encoder.picture(all_BCHW).flatten(0, 1)
         generator = torch.Generator().manual_seed(0)
         chosen_N = torch.randperm(len(colours_NC), generator=generator)[:PALETTE_PIXELS].to(colours_NC.device)
         with torch.autocast(images_BCHW.device.type, enabled=False):

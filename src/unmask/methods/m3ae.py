@@ -59,6 +59,7 @@ from unmask.models.initialise import normal_weights_
 from unmask.models.text import TextConfig, TextEncoder, TextTokens, learn_merges
 from unmask.objectives.reconstruction import mean_squared_error, normalise_patches, patchify
 from unmask.optimisation import OptimizerConfig, ParameterRule
+from unmask.ranks import share_of_mean
 from unmask.trainee import Losses
 from unmask.views import Views, generators
 
@@ -243,6 +244,7 @@ class M3AE(Method[CaptionedViews]):
         config, mask_BN = self.config, check_mask(views.mask_BN)
         text_BTD, hidden_text_BTD = self.texts(views)
         word_BTD, match_BE = self.with_whole_images(views, text_BTD, hidden_text_BTD)
+        asked = views.asked_BT.sum().clamp(min=1)
         words = F.cross_entropy(self.mlm_head(word_BTD[views.asked_BT]), views.text_BT[views.asked_BT], reduction="sum")
         image_BLD = self.with_visible_patches(views, text_BTD, mask_BN)
         prediction_MK = self.mim_head.predict(self.mim_head(image_BLD, mask_BN)[mask_BN])
@@ -252,8 +254,8 @@ class M3AE(Method[CaptionedViews]):
         belongs_B = (views.shown_B == torch.arange(len(views.shown_B), device=views.shown_B.device)).long()
         return {
             # Captions can be so empty that there is nothing to ask for.
-            "mlm": config.mlm_weight * words / views.asked_BT.sum().clamp(min=1),
-            "mim": config.mim_weight * mean_squared_error(prediction_MK, target_MK),
+            "mlm": config.mlm_weight * share_of_mean(words / asked, asked),
+            "mim": config.mim_weight * share_of_mean(mean_squared_error(prediction_MK, target_MK), len(prediction_MK)),
             "itm": config.itm_weight * F.cross_entropy(self.itm_head(match_BE), belongs_B),
         }
 

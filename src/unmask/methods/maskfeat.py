@@ -43,6 +43,7 @@ from unmask.models.encoder_config import EncoderConfig
 from unmask.objectives.hog import hog, hog_width
 from unmask.objectives.reconstruction import mean_squared_error
 from unmask.optimisation import OptimizerConfig, ParameterRule
+from unmask.ranks import share_of_mean
 from unmask.trainee import Losses, one_dimensional
 from unmask.views import Views
 
@@ -109,7 +110,8 @@ class MaskFeat(Method[Views]):
 
     def losses(self, views: Views, progress: float = 0.0) -> Losses:
         mask_BN = check_mask(views.mask_BN)
-        return {"features": mean_squared_error(self.predict(views.online, mask_BN), self.target(views.online, mask_BN))}
+        prediction_MK, target_MK = self.predict(views.online, mask_BN), self.target(views.online, mask_BN)
+        return {"features": share_of_mean(mean_squared_error(prediction_MK, target_MK), len(prediction_MK))}
 
     def predict(self, images_BCHW: Tensor, mask_BN: Tensor) -> Tensor:
         """Predicted histograms [M, K] of the hidden patches."""

@@ -52,8 +52,9 @@ from unmask.models.encoder_config import EncoderConfig
 from unmask.models.heads import MLPHead, MLPHeadConfig
 from unmask.models.queue import KeyQueue
 from unmask.models.target import ema_update_, frozen_copy
-from unmask.objectives.contrastive import gather_without_gradient, queue_infonce
+from unmask.objectives.contrastive import queue_infonce
 from unmask.optimisation import OptimizerConfig, ParameterRule
+from unmask.ranks import gather_without_gradient
 from unmask.schedule import Schedule
 from unmask.trainee import Losses
 from unmask.views import Views, generators

@@ -10,7 +10,8 @@ Formula:
     loss = mean over the 2B views i of  -log( exp s(i, partner of i) / sum over j != i of exp s(i, j) )
 
 No official PyTorch code exists; the golden case is lightly's loss and head, checked against solo-learn's. The paper
-trains by LARS with batches of 4096; here AdamW, as the case does. Negatives are those of each rank alone.
+trains by LARS with batches of 4096; here AdamW, as the case does. Negatives are those of each rank alone (`gathered`
+changes that).
 """
 
 from __future__ import annotations
@@ -53,6 +54,9 @@ class SimCLRConfig(MethodConfig):
         MLPHeadConfig(hidden=2048, out=128, layers=2, last_norm=True, last_affine=True)
     )
     temperature: Annotated[float, Doc("Temperature of NT-Xent. [paper]")] = 0.1
+    gathered: Annotated[
+        bool, Doc("Whether the images of all ranks are negatives, or those of each rank alone. [lightly: alone]")
+    ] = False
     optimizer: Annotated[OptimizerConfig, Doc("AdamW in place of LARS. [ours]")] = OptimizerConfig(
         lr=1.5e-4, lr_batch=256, betas=(0.9, 0.999), weight_decay=0.05, warmup_epochs=10
     )
@@ -96,7 +100,7 @@ class SimCLR(Method[Views]):
         first_BE, second_BE = (
             self.projector(image_feature(self.encoder, images)) for images in (views.online, second_view(views))
         )
-        return {"contrast": ntxent(first_BE, second_BE, self.config.temperature)}
+        return {"contrast": ntxent(first_BE, second_BE, self.config.temperature, gathered=self.config.gathered)}
 
     def update_target(self, progress: float) -> None:
         """There is no target network."""

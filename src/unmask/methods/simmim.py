@@ -35,6 +35,7 @@ from unmask.models.encoder import Encoder
 from unmask.models.encoder_config import EncoderConfig
 from unmask.objectives.reconstruction import absolute_error_per_pixel, patchify, unpatchify
 from unmask.optimisation import OptimizerConfig, ParameterRule
+from unmask.ranks import share_of_mean
 from unmask.trainee import Losses, one_dimensional
 from unmask.views import Views
 
@@ -94,7 +95,8 @@ class SimMIM(Method[Views]):
         tokens_BND = self.encoder.patches(self.encoder(views.online, replace_BN=mask_BN, hidden=views.hidden))
         prediction_MK = self.decoder(take_hidden(tokens_BND, mask_BN, hidden=views.hidden))
         target_MK = take_hidden(patchify(views.online, self.encoder.patch), mask_BN, hidden=views.hidden)
-        return {"reconstruction": absolute_error_per_pixel(prediction_MK, target_MK, self.config.encoder.channels)}
+        error = absolute_error_per_pixel(prediction_MK, target_MK, self.config.encoder.channels)
+        return {"reconstruction": error if views.hidden is not None else share_of_mean(error, len(prediction_MK))}
 
     def update_target(self, progress: float) -> None:
         """There is no target network."""

@@ -82,6 +82,9 @@ class SplitMaskConfig(MethodConfig):
         DecoderConfig(depth=2)
     )
     temperature: Annotated[float, Doc("Temperature of the match loss. [unverified]")] = 0.2
+    gathered: Annotated[
+        bool, Doc("Whether the images of all ranks are negatives, or those of each rank alone. [unverified: alone]")
+    ] = False
     match_weight: Annotated[float, Doc("Weight of the match loss. [unverified]")] = 1.0
     optimizer: Annotated[OptimizerConfig, Doc("1.5e-3 per 2048 images. [BEiT's; unverified]")] = OptimizerConfig(
         lr=1.5e-3, lr_batch=2048, betas=(0.9, 0.999), warmup_epochs=10, min_lr=1e-5, clip=3.0
@@ -162,9 +165,10 @@ class SplitMask(Method[SplitViews]):
         logits_MV = self.decoder.predict(take_hidden(decoded_TND, masks_TN, hidden=views.hidden))
         ids_M = take_hidden(views.token_ids_BN.repeat(2, 1), masks_TN, hidden=views.hidden)
         first_BD, second_BD = decoded_TND.mean(dim=1).chunk(2)
+        match = ntxent(first_BD, second_BD, self.config.temperature, gathered=self.config.gathered)
         return {
             "tokens": F.cross_entropy(logits_MV, ids_M),
-            "match": self.config.match_weight * ntxent(first_BD, second_BD, self.config.temperature),
+            "match": self.config.match_weight * match,
         }
 
     def update_target(self, progress: float) -> None:

@@ -11,7 +11,8 @@ Formula:
 
 Where the authors' code differs from the paper, or goes beyond it: the logits are divided by 10; patch variance is
 unbiased and 1e-6 is added to it; mask token and class token, having three dimensions, are decayed. Batch norm sees each
-rank's images alone, so parts of a batch (`--accumulate`) have statistics of their own.
+rank's images alone (`class_synchronised` changes that), so parts of a batch (`--accumulate`) have statistics of their
+own.
 """
 
 from __future__ import annotations
@@ -73,6 +74,9 @@ class SupMAEConfig(MaskedMethodConfig):
     norm_pixels: Annotated[bool, Doc("Whether each patch's pixels are normalised before the loss. [recipe]")] = True
     classes: Annotated[int, Doc("Number of classes; set from the data.")] = 1000
     class_hidden: Annotated[int, Doc("Hidden width of the classification head. [code]")] = 3072
+    class_synchronised: Annotated[
+        bool, Doc("Whether that head's batch statistics are taken over all ranks, or over each alone. [code: alone]")
+    ] = False
     class_feature: Annotated[
         Literal["mean", "class"], Doc("What is classified: the mean visible patch or the class token. [recipe: mean]")
     ] = "mean"
@@ -129,7 +133,14 @@ class SupMAE(Method[LabelledViews]):
         )
         self.classifier = MLPHead(
             self.encoder.width,
-            MLPHeadConfig(hidden=config.class_hidden, out=config.classes, layers=2, hidden_bias=True, out_bias=True),
+            MLPHeadConfig(
+                hidden=config.class_hidden,
+                out=config.classes,
+                layers=2,
+                hidden_bias=True,
+                out_bias=True,
+                synchronised=config.class_synchronised,
+            ),
         )
 
     @property

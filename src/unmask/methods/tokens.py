@@ -20,6 +20,7 @@ from unmask.models.encoder import Encoder
 from unmask.models.initialise import small_linears_
 from unmask.models.tokenizers.base import Tokenizer
 from unmask.models.tokenizers.file import open_tokenizer
+from unmask.ranks import share_of_mean
 from unmask.views import Views, denormalise
 
 NO_TOKENIZER = (
@@ -105,8 +106,8 @@ def token_head(width: int, vocabulary: int) -> nn.Linear:
 def hidden_token_loss(
     logits_MV: Float[Tensor, "M V"], token_ids_BN: Int64[Tensor, "B N"], mask_BN: Bool[Tensor, "B N"]
 ) -> Float[Tensor, ""]:
-    """Cross-entropy of the hidden patches' codes: one mean over the batch, so images that hide more weigh more.
+    """Cross-entropy of the hidden patches' codes: one mean over all ranks' batch, so images that hide more weigh more.
 
     `logits_MV` are of the hidden patches alone, by image and then by patch.
     """
-    return F.cross_entropy(logits_MV, token_ids_BN[mask_BN])
+    return share_of_mean(F.cross_entropy(logits_MV, token_ids_BN[mask_BN]), len(logits_MV))

@@ -12,6 +12,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from typing_extensions import Doc
 
+from unmask.models.batch_norm import RankBatchNorm
+
 
 @dataclass(frozen=True, kw_only=True)
 class MLPHeadConfig:
@@ -28,7 +30,7 @@ class MLPHeadConfig:
     last_affine: Annotated[bool, Doc("Whether that last batch norm has a weight and a bias.")] = False
     norm_eps: Annotated[float, Doc("Epsilon of the norms.")] = 1e-5
     synchronised: Annotated[
-        bool, Doc("Whether batch statistics are taken over all ranks (SyncBN) or over each rank alone.")
+        bool, Doc("Whether batch statistics are taken over all ranks (as SyncBN does) or over each rank alone.")
     ] = False
 
     def __post_init__(self) -> None:
@@ -42,7 +44,7 @@ class MLPHead(nn.Module):
 
     def __init__(self, width: int, config: MLPHeadConfig) -> None:
         super().__init__()
-        batch_norm = nn.SyncBatchNorm if config.synchronised else nn.BatchNorm1d
+        batch_norm = RankBatchNorm if config.synchronised else nn.BatchNorm1d
         layers: list[nn.Module] = []
         for _ in range(config.layers - 1):
             layers.append(nn.Linear(width, config.hidden, bias=config.hidden_bias))

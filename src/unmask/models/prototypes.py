@@ -70,6 +70,7 @@ class PrototypeHead(nn.Module):
                 activation=config.activation,
                 hidden_bias=True,
                 out_bias=True,
+                synchronised=True,  # DINO's authors convert batch norm wherever there is any
             ),
         )
         for layer in self.mlp.layers:

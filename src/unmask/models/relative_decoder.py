@@ -13,6 +13,7 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from unmask.masking import visible_indices
+from unmask.models.batch_norm import RankBatchNorm
 from unmask.models.decoder import DecoderConfig
 from unmask.models.initialise import xavier_linears_
 from unmask.models.positions import sincos_positions
@@ -23,7 +24,7 @@ class TokenBatchNorm(nn.Module):
 
     def __init__(self, width: int, device: torch.device | None = None, dtype: torch.dtype | None = None) -> None:
         super().__init__()
-        self.bn = nn.SyncBatchNorm(width, device=device, dtype=dtype)
+        self.bn = RankBatchNorm(width, device=device, dtype=dtype)
 
     def forward(self, tokens_BLD: Float[Tensor, "B L D"]) -> Float[Tensor, "B L D"]:
         """The normalised tokens."""

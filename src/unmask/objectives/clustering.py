@@ -10,11 +10,10 @@ from __future__ import annotations
 import math
 
 import torch
-import torch.distributed as dist
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from unmask.objectives.distillation import mean_over_ranks
+from unmask.ranks import mean_over_ranks, sum_over_ranks, world_size
 
 
 def log_assignment(logits: Float[Tensor, "*lead K"], temperature: float) -> Float[Tensor, "*lead K"]:
@@ -87,10 +86,10 @@ def sinkhorn(probabilities_BK: Float[Tensor, "B K"], iterations: int) -> Float[T
     then every sample the same total weight. The rows of the result sum to one.
     """
     B, K = probabilities_BK.shape
-    samples = B * _ranks()
-    plan_BK = probabilities_BK / _sum_over_ranks(probabilities_BK.sum())
+    samples = B * world_size()
+    plan_BK = probabilities_BK / sum_over_ranks(probabilities_BK.sum())
     for _ in range(iterations):
-        plan_BK = plan_BK / (_sum_over_ranks(plan_BK.sum(dim=0)) * K)
+        plan_BK = plan_BK / (sum_over_ranks(plan_BK.sum(dim=0)) * K)
         plan_BK = plan_BK / (plan_BK.sum(dim=1, keepdim=True) * samples)
     return plan_BK * samples
 
@@ -110,11 +109,3 @@ def idle_prototypes(probabilities: Float[Tensor, "*lead K"]) -> Float[Tensor, ""
 def mean_entropy(log_probabilities: Float[Tensor, "*lead K"]) -> Float[Tensor, ""]:
     """Mean over all leading positions of the entropy of an assignment, given as log probabilities."""
     return -(log_probabilities.exp() * log_probabilities).sum(dim=-1).mean()
-
-
-def _ranks() -> int:
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-
-
-def _sum_over_ranks(value: Tensor) -> Tensor:
-    return mean_over_ranks(value) * _ranks()

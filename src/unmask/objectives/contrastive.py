@@ -7,13 +7,13 @@ G samples of all ranks together, Q keys of a queue, K sets of keys.
 from __future__ import annotations
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from unmask.masking import hidden_positions
 from unmask.objectives.chunks import by_rows
+from unmask.ranks import gather_with_gradient, gather_without_gradient, share_of_mean
 
 
 def patch_infonce(
@@ -28,9 +28,9 @@ def patch_infonce(
 
     Queries are the hidden patches of `online_BND`; keys are all N patches of the same image in `target_BND`, hidden and
     visible; the key of a query lies at its own position. Cosine similarity by `temperature`, mean over all hidden
-    patches of the batch. No other image takes part. Chance level is ln N. Logits of visible queries are never computed.
-    `hidden` is the number of hidden patches where every sample hides as many and the caller knows it: it is trusted,
-    and the device is not waited for.
+    patches of the batch of all ranks. No other image takes part. Chance level is ln N. Logits of visible queries are
+    never computed. `hidden` is the number of hidden patches where every sample hides as many and the caller knows it:
+    it is trusted, and neither device nor ranks are waited for.
     """
     # Samples that hide fewer are filled up with visible positions, whose terms are left out below.
     positions_BM, hidden_BM = hidden_positions(mask_BN, hidden=hidden)
@@ -43,19 +43,8 @@ def patch_infonce(
         return flat.unflatten(0, labels_BM.shape)
 
     rows = F.normalize(queries_BMD, dim=-1), F.normalize(target_BND, dim=-1), labels_BM
-    return by_rows(entropies, *rows, width=positions_BM.shape[1] * mask_BN.shape[1]).sum() / hidden_BM.sum()
-
-
-def gather_without_gradient(features_BD: Float[Tensor, "B D"]) -> tuple[Float[Tensor, "G D"], int]:
-    """Features of all ranks in rank order, and where this rank's begin; this rank's alone outside a process group.
-
-    No gradient flows to other ranks' features (the authors' rule in CMAE and MoCo v3: keys carry none).
-    """
-    if not (dist.is_available() and dist.is_initialized()):
-        return features_BD.detach(), 0
-    gathered = [torch.empty_like(features_BD) for _ in range(dist.get_world_size())]
-    dist.all_gather(gathered, features_BD.detach().contiguous())
-    return torch.cat(gathered), dist.get_rank() * features_BD.shape[0]
+    mean = by_rows(entropies, *rows, width=positions_BM.shape[1] * mask_BN.shape[1]).sum() / hidden_BM.sum()
+    return mean if hidden is not None else share_of_mean(mean, hidden_BM.sum())
 
 
 def batch_infonce(
@@ -74,21 +63,25 @@ def batch_infonce(
     return by_rows(entropies, F.normalize(online_BD, dim=-1), labels_B, width=len(keys_GD)).mean()
 
 
-def ntxent(first_BD: Float[Tensor, "B D"], second_BD: Float[Tensor, "B D"], temperature: float) -> Float[Tensor, ""]:
+def ntxent(
+    first_BD: Float[Tensor, "B D"], second_BD: Float[Tensor, "B D"], temperature: float, *, gathered: bool = False
+) -> Float[Tensor, ""]:
     """NT-Xent between two views of a batch (SimCLR, equation 1): each must find the other among all 2B - 1 features.
 
     Cosine similarity by `temperature`; both views are queries, a feature is never its own key, the positive stays in
-    the denominator; mean over the 2B queries. Gradients flow through both sides. The negatives are this rank's alone.
-    Chance level is ln(2B - 1), so a batch of one image gives 0.
+    the denominator; mean over the 2B queries. Gradients flow through both sides. The negatives are this rank's alone,
+    or those of all ranks (`gathered`). Chance level is ln(2B - 1), so a batch of one image gives 0.
     """
     features_QD = F.normalize(torch.cat([first_BD, second_BD]), dim=-1)
+    keys_GD, offset = gather_with_gradient(features_QD) if gathered else (features_QD, 0)
     own_Q = torch.arange(len(features_QD), device=features_QD.device)
 
     def entropies(queries_BD: Tensor, own_B: Tensor, labels_B: Tensor) -> Tensor:
-        logits_BQ = (queries_BD @ features_QD.T / temperature).scatter_(1, own_B[:, None], -torch.inf)
-        return F.cross_entropy(logits_BQ, labels_B, reduction="none")
+        logits_BG = (queries_BD @ keys_GD.T / temperature).scatter_(1, own_B[:, None], -torch.inf)
+        return F.cross_entropy(logits_BG, labels_B, reduction="none")
 
-    return by_rows(entropies, features_QD, own_Q, own_Q.roll(len(first_BD)), width=len(features_QD)).mean()
+    places = own_Q + offset, own_Q.roll(len(first_BD)) + offset
+    return by_rows(entropies, features_QD, *places, width=len(keys_GD)).mean()
 
 
 def queue_infonce(

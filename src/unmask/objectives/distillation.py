@@ -6,10 +6,11 @@ Shape legend: B samples, T tokens of the batch, D feature width. Targets take no
 from __future__ import annotations
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
+
+from unmask.ranks import mean_over_ranks
 
 
 def cosine_distance(prediction_BD: Float[Tensor, "*lead D"], target_BD: Float[Tensor, "*lead D"]) -> Float[Tensor, ""]:
@@ -40,12 +41,3 @@ def unigrad(
         # The sum over i of p_i' C p_i is the sum over all entries of C * (P' P): D x D numbers, not T x D.
         negative = (correlation_DD * (prediction_TD.T @ prediction_TD / T)).sum()
     return positive / D, negative_weight * negative / D
-
-
-def mean_over_ranks(value: Tensor) -> Tensor:
-    """The mean of a tensor without gradient over all ranks; the tensor itself outside a process group."""
-    if not (dist.is_available() and dist.is_initialized()):
-        return value
-    total = value.clone()
-    dist.all_reduce(total)
-    return total / dist.get_world_size()

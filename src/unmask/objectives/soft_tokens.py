@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
+from unmask.ranks import share_of_mean
+
 
 def patch_similarity(
     features_BND: Float[Tensor, "B N D"], positions_BM: Int64[Tensor, "B M"], temperature: float
@@ -28,7 +30,7 @@ def multi_choice_loss(
     hidden_BM: Bool[Tensor, "B M"],
     omega: float,
 ) -> Float[Tensor, ""]:
-    """Soft cross-entropy of hidden patches, mean over all of the batch.
+    """Soft cross-entropy of hidden patches, mean over all of the batch of all ranks.
 
     The target of patch j is (1 - omega) p_j + omega sum_i W_ji p_i, with p = `choices_BNV` of all patches and
     W = `similarity_BMN`. Cross-entropies of every p_i with every prediction come first and are mixed then: the same
@@ -37,4 +39,6 @@ def multi_choice_loss(
     cross_BMN = -(logits_BMV.log_softmax(dim=-1) @ choices_BNV.transpose(1, 2))
     own_BM = cross_BMN.gather(2, positions_BM[..., None]).squeeze(2)
     loss_BM = (1 - omega) * own_BM + omega * (similarity_BMN * cross_BMN).sum(dim=2)
-    return torch.where(hidden_BM, loss_BM, 0.0).float().sum() / hidden_BM.sum()
+    count = hidden_BM.sum()
+    exact = torch.promote_types(loss_BM.dtype, torch.float32)
+    return share_of_mean(torch.where(hidden_BM, loss_BM, 0.0).to(exact).sum() / count, count)

@@ -42,7 +42,7 @@ class ClassificationSubject(Subject[Batch]):
         self.train = within_budget(self.train, config.budget, config.training.seed)
         assert self.train.classes is not None
         self.task = ClassificationTask(start, config.settings, self.train.classes, targets_NK=targets_of(self.train))
-        part = config.training.batch_size // config.training.accumulate
+        part = config.training.part_size
         if config.settings.mixes and part % 2:
             raise ValueError(
                 f"mixup pairs images, and {part} cannot all be paired: choose an even batch (and even parts of it), or "
@@ -61,11 +61,13 @@ class ClassificationSubject(Subject[Batch]):
     def samples(self) -> int:
         return len(self.train)
 
-    def batches(self, first: int, last: int, training: TrainingConfig, device: torch.device) -> CropLoader:
+    def batches(self, first: int, last: int, mine: range, training: TrainingConfig, device: torch.device) -> CropLoader:
         return CropLoader(
             self.train,
             self.task.crops,
-            batch_size=training.batch_size // training.accumulate,
+            batch_size=training.part_size,
+            parts=training.parts,
+            mine=mine,
             total_steps=last,
             start_step=first,
             seed=training.seed,

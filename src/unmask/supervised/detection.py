@@ -46,7 +46,7 @@ class DetectionSubject(Subject[DetectionBatch]):
         return len(self.train)
 
     def batches(
-        self, first: int, last: int, training: TrainingConfig, device: torch.device
+        self, first: int, last: int, mine: range, training: TrainingConfig, device: torch.device
     ) -> StepLoader[DetectionSample, DetectionBatch]:
         return detection_loader(
             self.train,
@@ -55,7 +55,9 @@ class DetectionSubject(Subject[DetectionBatch]):
             mean=self.task.mean,
             first=first,
             last=last,
-            batch_size=training.batch_size // training.accumulate,
+            batch_size=training.part_size,
+            parts=training.parts,
+            mine=mine,
             seed=training.seed,
             workers=training.workers,
             pin_memory=device.type == "cuda",

@@ -90,8 +90,8 @@ class _SupervisedJob(Job[B]):
     def finished_before(self) -> bool:
         return (self.folder.path / self.subject.file_name).exists()
 
-    def batches(self, first: int, last: int) -> Batches[B]:
-        return self.subject.batches(first, last, self.config.training, self.device)
+    def batches(self, first: int, last: int, mine: range) -> Batches[B]:
+        return self.subject.batches(first, last, mine, self.config.training, self.device)
 
     def begin(self, run: RunState) -> None:
         """Nothing is measured before training: a new head knows nothing."""

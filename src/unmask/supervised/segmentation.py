@@ -33,7 +33,7 @@ class SegmentationSubject(Subject[SegmentationBatch]):
     def __init__(self, config: SupervisedConfig, start: PretrainedEncoder) -> None:
         assert isinstance(config.settings, SegmentationConfig)
         self.train, self.test = segmentation_halves(config.data)
-        if config.training.batch_size // config.training.accumulate < 2:
+        if config.training.part_size < 2:
             raise ValueError("a segmenter is trained on batches (or their parts) of 2 images or more")
         self.task = SegmentationTask(start, config.settings, self.train.classes)
         self.trainee = self.task
@@ -45,7 +45,7 @@ class SegmentationSubject(Subject[SegmentationBatch]):
         return len(self.train)
 
     def batches(
-        self, first: int, last: int, training: TrainingConfig, device: torch.device
+        self, first: int, last: int, mine: range, training: TrainingConfig, device: torch.device
     ) -> StepLoader[SegmentationSample, SegmentationBatch]:
         return segmentation_loader(
             self.train,
@@ -54,7 +54,9 @@ class SegmentationSubject(Subject[SegmentationBatch]):
             mean=self.task.mean,
             first=first,
             last=last,
-            batch_size=training.batch_size // training.accumulate,
+            batch_size=training.part_size,
+            parts=training.parts,
+            mine=mine,
             seed=training.seed,
             workers=training.workers,
             pin_memory=device.type == "cuda",

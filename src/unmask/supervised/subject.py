@@ -36,7 +36,7 @@ class Subject(ABC, Generic[B]):
         """Number of train images."""
 
     @abstractmethod
-    def batches(self, first: int, last: int, training: TrainingConfig, device: torch.device) -> Batches[B]:
+    def batches(self, first: int, last: int, mine: range, training: TrainingConfig, device: torch.device) -> Batches[B]:
         """As `Job.batches`."""
 
     @abstractmethod

@@ -159,7 +159,7 @@ class _TokenizerJob(Job[Batch]):
     def finished_before(self) -> bool:
         return self.out.exists()
 
-    def batches(self, first: int, last: int) -> CropLoader:
+    def batches(self, first: int, last: int, mine: range) -> CropLoader:
         config = self.config
         crop = CropConfig(height=config.image_height, width=config.image_width, scale=config.crop_scale)
         return CropLoader(

@@ -11,6 +11,7 @@ import json
 import os
 import re
 import shutil
+import textwrap
 import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +21,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+
+from unmask.errors import in_short
 
 FORMAT = 1
 HEADER = "unmask_checkpoint"
@@ -91,7 +94,7 @@ def flush_folder(folder: Path) -> None:
 def _reason(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror.lower()
-    return str(error).splitlines()[0]
+    return textwrap.shorten(str(error), 200, placeholder=" ...") or type(error).__name__
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
@@ -99,6 +102,16 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     checksums = {name: _checksum(tensor) for name, tensor in checkpoint.tensors.items()}
     header = json.dumps({"format": FORMAT, "values": checkpoint.values, "crc32": checksums})
     write_atomically(path, checkpoint.tensors, {HEADER: header, HEADER_CHECKSUM: str(zlib.crc32(header.encode()))})
+
+
+def keep_file(path: Path, beside: Path) -> None:
+    """Keep a file under another name, too, where pruning does not find it. CheckpointError where the disk refuses."""
+    try:
+        beside.parent.mkdir(parents=True, exist_ok=True)
+        if not beside.exists():
+            os.link(path, beside)
+    except OSError as error:
+        raise CheckpointError(f"could not write {beside} ({_reason(error)}); earlier checkpoints are intact") from error
 
 
 def load_checkpoint(path: Path, device: torch.device) -> Checkpoint:
@@ -110,16 +123,29 @@ def load_checkpoint(path: Path, device: torch.device) -> Checkpoint:
                 raise CheckpointError(f"{path} is not a checkpoint of unmask")
             if metadata.get(HEADER_CHECKSUM) != str(zlib.crc32(metadata[HEADER].encode())):
                 raise CheckpointError(f"checkpoint {path} is damaged: its header does not match its checksum")
-            header = json.loads(metadata[HEADER])
+            checksums, values = _header(metadata[HEADER], path)
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    except (OSError, SafetensorError) as error:
+        for name, expected in checksums.items():
+            if name not in tensors or _checksum(tensors[name]) != expected:
+                raise CheckpointError(f"checkpoint {path} is damaged: {in_short(name)} does not match its checksum")
+    except CheckpointError:
+        raise
+    # Beside its own error safetensors lets through what torch says of odd types and shapes.
+    except Exception as error:
         raise CheckpointError(f"checkpoint {path} cannot be read ({_reason(error)})") from error
-    if header["format"] != FORMAT:
-        raise CheckpointError(f"checkpoint {path} has format {header['format']}, this version reads {FORMAT}")
-    for name, expected in header["crc32"].items():
-        if name not in tensors or _checksum(tensors[name]) != expected:
-            raise CheckpointError(f"checkpoint {path} is damaged: {name} does not match its checksum")
-    return Checkpoint({name: tensor.to(device) for name, tensor in tensors.items()}, header["values"])
+    return Checkpoint({name: tensor.to(device) for name, tensor in tensors.items()}, values)
+
+
+def _header(text: str, path: Path) -> tuple[dict[str, int], dict[str, Any]]:
+    """The checksums of the tensors, and the plain values. CheckpointError where the text says something else."""
+    try:
+        header = json.loads(text)
+        written, checksums, values = header["format"], dict(header["crc32"]), dict(header["values"])
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise CheckpointError(f"checkpoint {path} has a damaged header") from error
+    if written != FORMAT:
+        raise CheckpointError(f"checkpoint {path} has format {in_short(written)}, this version reads {FORMAT}")
+    return checksums, values
 
 
 def prune_checkpoints(folder: Path, newest: int, *, keep_every: int) -> None:

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM ask a run to stop; the run stops at the end of its step."""
+"""Ctrl-C, SIGTERM and SIGUSR1 (a cluster's warning) ask a run to stop; the run stops at the end of its step."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from types import FrameType, TracebackType
 
 
 class StopRequest:
-    """A context in which SIGINT and SIGTERM only set `asked`. A second signal is harmless: the save goes on."""
+    """A context in which SIGINT, SIGTERM and SIGUSR1 only set `asked`. A second one is harmless: the save goes on."""
 
     def __init__(self) -> None:
         self.asked: str | None = None
         self._before: dict[signal.Signals, object] = {}
 
     def __enter__(self) -> StopRequest:
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
             self._before[number] = signal.signal(number, self._note)
         return self
 

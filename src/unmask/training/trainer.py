@@ -19,6 +19,7 @@ from typing_extensions import Doc
 from unmask.errors import Failure
 from unmask.models.products import gains_by_products, quick_products
 from unmask.optimisation import build_optimizer, finish_gradients, set_rates
+from unmask.ranks import mean_over_ranks, parts_of_rank, world_size
 from unmask.trainee import B, Losses, Trainee
 from unmask.training.checkpoint import (
     Checkpoint,
@@ -27,6 +28,7 @@ from unmask.training.checkpoint import (
     module_tensors,
     optimizer_tensors,
 )
+from unmask.training.shared import SharedGradients
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
@@ -36,7 +38,6 @@ class TrainingOptions:
     """How long and on what a method is trained: all that needs no look at the data."""
 
     epochs: Annotated[float, Doc("Passes over the data.")] = 100.0
-    accumulate: Annotated[int, Doc("Parts into which a batch is cut, one after the other, to save memory.")] = 1
     seed: Annotated[int, Doc("Everything random follows from this.")] = 0
     device: Annotated[str, Doc("cpu, cuda, cuda:1, mps; auto takes the best there is.")] = "auto"
     precision: Annotated[Precision, Doc("auto: bf16 on GPUs that have it, else fp16; fp32 elsewhere.")] = "auto"
@@ -46,6 +47,12 @@ class TrainingOptions:
     keep_every: Annotated[int, Doc("Checkpoints at multiples of this many steps are kept; 0: the last alone.")] = 0
     evaluate_every: Annotated[float, Doc("Epochs between kNN evaluations, where the data has labels; 0: never.")] = 0.0
     max_bad_share: Annotated[float, Doc("Share of unreadable images past which the run stops.")] = 0.1
+    wait_for_disk: Annotated[
+        float, Doc("Minutes to wait for room where a full disk refuses a checkpoint; 0: the run ends at once.")
+    ] = 0.0
+    max_nonfinite: Annotated[
+        int, Doc("Steps in a row left out as not finite, after which the weights of the last checkpoint come back.")
+    ] = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,13 +60,23 @@ class TrainingConfig(TrainingOptions):
     """How a method is trained, with what was chosen for the data."""
 
     batch_size: Annotated[int, Doc("Images of one optimizer step.")]
-    workers: Annotated[int, Doc("Processes that decode images; 0: the training process itself.")]
+    workers: Annotated[int, Doc("Processes of each device that decode images; 0: the training process itself.")]
+    parts: Annotated[
+        int,
+        Doc("Parts of a batch, each with random draws and statistics of its own. Devices share them out."),
+    ] = 1
+
+    @property
+    def part_size(self) -> int:
+        """Images of one part of a batch."""
+        return self.batch_size // self.parts
 
     def __post_init__(self) -> None:
         positive = {
             "epochs": self.epochs,
             "batch_size": self.batch_size,
-            "accumulate": self.accumulate,
+            "parts": self.parts,
+            "max_nonfinite": self.max_nonfinite,
             "log_every": self.log_every,
             "checkpoint_every": self.checkpoint_every,
         }
@@ -71,16 +88,27 @@ class TrainingConfig(TrainingOptions):
         for name, value in {"workers": self.workers, "keep_every": self.keep_every}.items():
             if value < 0:
                 raise ValueError(f"{name} must be 0 or more, got {value}")
-        if self.batch_size % self.accumulate:
-            raise ValueError(f"a batch of {self.batch_size} cannot be cut into {self.accumulate} equal parts")
-        if not 0 <= self.evaluate_every < math.inf:
-            raise ValueError(f"evaluate_every must be a number of 0 or more, got {self.evaluate_every}")
+        if self.batch_size % self.parts:
+            raise ValueError(f"a batch of {self.batch_size} cannot be cut into {self.parts} equal parts")
+        for name, span in {"evaluate_every": self.evaluate_every, "wait_for_disk": self.wait_for_disk}.items():
+            if not 0 <= span < math.inf:
+                raise ValueError(f"{name} must be a number of 0 or more, got {span}")
         if not 0 < self.max_bad_share <= 1:
             raise ValueError(f"max_bad_share must lie in (0, 1], got {self.max_bad_share}")
 
 
 class NonFiniteLoss(Failure):
-    """A loss, gradient or feature is NaN or infinite: the training broke down."""
+    """A loss, gradient or feature is NaN or infinite: the training broke down.
+
+    `what` is not finite, in words, and `step` the number of the step, where one is to blame. `applied`: whether the
+    weights are lost.
+    """
+
+    def __init__(self, sentence: str, *, what: str = "", step: int | None = None, applied: bool = False) -> None:
+        super().__init__(sentence)
+        self.what = what
+        self.step = step
+        self.applied = applied
 
 
 @dataclass(frozen=True)
@@ -150,7 +178,7 @@ class Trainer(Generic[B]):
     """
 
     latest: StepResult
-    """Figures of the newest step that was settled."""
+    """Figures of the newest finite step that was settled."""
 
     def __init__(
         self,
@@ -169,9 +197,11 @@ class Trainer(Generic[B]):
         self.dtype = choose_precision(config.precision, device)
         self.optimizer = build_optimizer(trainee, trainee.rule, trainee.optimizer_config)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
-        self._losses: Callable[[Any, float], Losses] = (
-            torch.compile(trainee.losses) if config.compile else trainee.losses
-        )
+        self.mine = parts_of_rank(config.parts)
+        losses: Callable[[Any, float], Losses] = torch.compile(trainee.losses) if config.compile else trainee.losses
+        # One rank's gradients are its own: nothing need be wrapped.
+        self._shared = SharedGradients(self.trainee, losses) if world_size() > 1 else None
+        self._losses = losses if self._shared is None else self._shared.losses
         plain = device.type == "cpu" and self.dtype is None and not config.compile
         self._products = quick_products if plain and gains_by_products(trainee) else nullcontext
         self._phase = phase
@@ -181,6 +211,11 @@ class Trainer(Generic[B]):
     def progress(self) -> float:
         """Share of all steps that were taken."""
         return self.step / self.total_steps
+
+    @property
+    def _guarded(self) -> bool:
+        """Whether the optimizer itself leaves out a step that it is told is not finite (in fp16 the scaler tells)."""
+        return not self.scaler.is_enabled() and bool(self.optimizer.defaults.get("fused"))
 
     @property
     def reading_is_free(self) -> bool:
@@ -194,11 +229,12 @@ class Trainer(Generic[B]):
         return self.latest
 
     def take_step(self, batches: Sequence[B]) -> None:
-        """One optimizer step on `batches`, the parts of one batch: forward, backward, clip, step, move the target.
+        """One optimizer step on `batches`, this rank's parts of one batch (`mine`): forward, backward, clip, step, move
+        the target. Gradients are averaged over all parts of all ranks.
 
         A GPU is not waited for: `settle` reads the figures. (Except in fp16 with an optimizer that is not fused, where
         torch's scaler itself looks whether the gradient is finite.) On the CPU, where there is nothing to wait for, a
-        step that is not finite raises NonFiniteLoss before it is applied.
+        step that is not finite raises NonFiniteLoss before it is applied; on a GPU a fused optimizer leaves it out.
         """
         settings, progress = self.trainee.optimizer_config, self.progress
         rate = settings.at(progress, batch_size=self.config.batch_size, epochs=self.config.epochs)
@@ -215,7 +251,7 @@ class Trainer(Generic[B]):
             figures = _Figures(
                 self.step,
                 tuple(sums),
-                torch.stack([*sums.values(), norm]),
+                torch.cat([mean_over_ranks(torch.stack(list(sums.values()))), norm[None]]),
                 rate,
                 tuple(batch.indices for batch in batches),
             )
@@ -223,6 +259,10 @@ class Trainer(Generic[B]):
                 self._judge([figures])
             else:
                 self._pending.append(figures)
+                if self._guarded:
+                    # The fused kernel looks at this flag where it is, on the device.
+                    broken = ~figures.values.isfinite().all()
+                    self.optimizer.found_inf = broken.to(torch.float32)  # type: ignore[attr-defined]
             self.scaler.step(self.optimizer)
             self.scaler.update()
         if self.trainee.target_moves == "after step":
@@ -232,27 +272,33 @@ class Trainer(Generic[B]):
     def settle(self) -> None:
         """Read the figures of all steps since the last time, in one transfer; `latest` is then the last step's.
 
-        NonFiniteLoss for the first step whose figures are not finite. Steps after it may have been taken, so the
-        weights are lost: `state`, which settles too, gives them to nobody.
+        NonFiniteLoss for the first step whose figures are not finite, and with the next call for the next one. Where
+        the optimizer is not fused, such a step has been applied and the weights are lost.
         """
         if self._pending:
             self._judge(self._pending)
-            self._pending.clear()
+
+    def leave_out(self) -> None:
+        """Take the next step without its batch: the weights stay as they are."""
+        self.step += 1
 
     def _gradients(self, batches: Sequence[B], progress: float) -> Losses:
         """Forward and backward of all parts: the losses of the whole batch by name."""
         sums: Losses = {}
-        for batch in batches:
+        assert len(batches) == len(self.mine), "a step takes all of a rank's parts"
+        for number, batch in enumerate(batches, start=1):
             assert batch.seed is not None, "a loader's batches carry their seed"
             # Stochastic depth draws from torch's own state: tie that to the step too.
             torch.manual_seed(batch.seed)
             with self._phase("views"), torch.no_grad():
                 views = self.trainee.make_views(batch.to(self.device))
-            with self._phase("forward"), self._autocast():
-                losses = {name: loss / len(batches) for name, loss in self._losses(views, progress).items()}
-                total = torch.stack(list(losses.values())).sum()
-            with self._phase("backward"):
-                self.scaler.scale(total).backward()
+            last = number == len(batches)
+            with nullcontext() if last or self._shared is None else self._shared.kept_apart():
+                with self._phase("forward"), self._autocast():
+                    losses = {name: loss / len(batches) for name, loss in self._losses(views, progress).items()}
+                    total = torch.stack(list(losses.values())).sum()
+                with self._phase("backward"):
+                    self.scaler.scale(total).backward()
             for name, loss in losses.items():
                 sums[name] = sums[name] + loss.detach() if name in sums else loss.detach()
         return sums
@@ -269,18 +315,23 @@ class Trainer(Generic[B]):
     def _judge(self, pending: Sequence[_Figures]) -> None:
         """Read the figures of some steps; NonFiniteLoss for the first that is not finite."""
         values = iter(torch.cat([figures.values for figures in pending]).tolist())
-        for figures in pending:
+        self._pending = []
+        for number, figures in enumerate(pending, start=1):
             losses = {name: next(values) for name in figures.names}
             norm = next(values)
             bad = [name for name, value in losses.items() if not _finite(value)]
             # With fp16 an infinite gradient is the scaler's business: it skips the step and lowers its scale.
             if bad or not (_finite(norm) or self.scaler.is_enabled()):
                 what = f"loss {bad[0]!r} is {losses[bad[0]]}" if bad else f"the gradient's norm is {norm}"
+                self._pending = list(pending[number:])
                 indices = torch.cat(figures.indices).tolist()
                 shown = ", ".join(map(str, indices[:32])) + (", ..." if len(indices) > 32 else "")
                 raise NonFiniteLoss(
                     f"{what} at step {figures.step}, samples {shown}; the last checkpoint is intact and nothing after "
-                    "it is kept: try a lower --lr, clipping, or --precision fp32"
+                    "it is kept: try a lower --lr, clipping, or --precision fp32",
+                    what=f"{what}, samples {shown}",
+                    step=figures.step,
+                    applied=not (self.reading_is_free or self._guarded),
                 )
             self.latest = StepResult(loss=sum(losses.values()), losses=losses, gradient_norm=norm, lr=figures.lr)
 

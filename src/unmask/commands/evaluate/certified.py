@@ -36,9 +36,10 @@ from unmask.commands.evaluate.shared import (
 )
 from unmask.commands.evaluate.trained import named_fields, recipe_for
 from unmask.commands.evaluate.training import PREFIX, Plan, TrainedOptions, first_set, train_with_floor, with_size
-from unmask.commands.parse import STOPPED, given, parse
+from unmask.commands.parse import given, parse
 from unmask.data.sources import Source, labelled
 from unmask.data.statistics import first_readable
+from unmask.errors import STOPPED
 from unmask.evaluate import gap_sentence, interval_noise
 from unmask.evaluation.certified import CertifiedConfig, CertifiedImage, CertifiedScore, certify
 from unmask.evaluation.classifier import evenly, matched_labels

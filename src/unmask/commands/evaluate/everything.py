@@ -12,11 +12,11 @@ from rich.console import Console
 from typing_extensions import Doc
 
 from unmask.commands.evaluate.shared import EvaluationOptions, data_stem, plain_table, results_folder
-from unmask.commands.parse import STOPPED, parse
+from unmask.commands.parse import parse
 from unmask.data.coco import detection_halves
 from unmask.data.segmentation import segmentation_halves
 from unmask.data.sources import open_source
-from unmask.errors import Failure
+from unmask.errors import STOPPED, Failure
 from unmask.models.pretrained import open_encoder
 from unmask.report.log import read_log
 from unmask.report.results import markdown_table, rows_of

@@ -23,7 +23,8 @@ from unmask.commands.evaluate.training import (
     train_with_floor,
     with_size,
 )
-from unmask.commands.parse import STOPPED, parse
+from unmask.commands.parse import parse
+from unmask.errors import STOPPED
 from unmask.models.pretrained import open_encoder
 from unmask.report.charts import line_chart
 from unmask.report.headline import headline

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 import torch
 import tyro
 from rich.console import Console
+from rich.text import Text
 from typing_extensions import Doc
 
 from unmask.commands.evaluate.classifiers import classifier_path, fingerprint, network_of, read_single_label
@@ -26,11 +27,12 @@ from unmask.commands.evaluate.shared import (
     workers_of,
     write_drawing,
 )
-from unmask.commands.parse import STOPPED, parse
+from unmask.commands.parse import parse
 from unmask.config import structure
 from unmask.data.corruption import CORRUPTIONS, rehearse
 from unmask.data.sources import Source, labelled, open_source
 from unmask.data.statistics import first_readable
+from unmask.errors import STOPPED
 from unmask.evaluation.classifier import Classifier, judge, matched_labels
 from unmask.evaluation.kept import KeptParts
 from unmask.evaluation.linear import LinearConfig
@@ -292,7 +294,7 @@ def _shifted(
     every_K = torch.arange(len(classifier.classes))
     clean = judge(classifier, test, matched_labels(classifier.classes, test), every_K, **options)
     table = plain_table("images", "number", "top-1 %", "95 % interval", "classes")
-    table.add_row(f"{command.data}, test", *_figures(clean.score), str(len(classifier.classes)))
+    table.add_row(Text(f"{command.data}, test"), *_figures(clean.score), str(len(classifier.classes)))
     bad_files = list(clean.bad_files)
     for name, source in sets.items():
         found = shifted(classifier, source, **options)
@@ -302,7 +304,7 @@ def _shifted(
         record = record_result(command, f"shifted {data_stem(name)}", network_of(command.run), score, settings)
         if command.json:
             print_json(record)
-        table.add_row(name, *_figures(found.score), str(len(matched_labels(classifier.classes, source).unique())))
+        table.add_row(Text(name), *_figures(found.score), str(len(matched_labels(classifier.classes, source).unique())))
     if not command.json:
         _say(f"robustness of {command.run}: only the classes that a set has are chosen from")
         Console(soft_wrap=True).print(table)

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import tyro
 from rich.console import Console
+from rich.text import Text
 from typing_extensions import Doc
 
 from unmask.commands.evaluate.shared import plain_table
@@ -55,5 +56,5 @@ def print_classes(run: Trained, console: Console) -> None:
     known = sorted((row for row in score["classes"] if row["iou"] is not None), key=lambda row: float(row["iou"]))
     for row in known[:CLASSES_SHOWN]:
         accuracy = "-" if row["accuracy"] is None else f"{row['accuracy']:.1f}"
-        table.add_row(str(row["name"]), f"{row['iou']:.1f}", accuracy, f"{row['pixels']:,}")
+        table.add_row(Text(str(row["name"])), f"{row['iou']:.1f}", accuracy, f"{row['pixels']:,}")
     console.print(table)

@@ -20,7 +20,7 @@ from unmask.commands.evaluate.shared import (
     results_folder,
     workers_of,
 )
-from unmask.commands.parse import STOPPED
+from unmask.errors import STOPPED
 from unmask.evaluate import gap_sentence, interval_noise
 from unmask.models.pretrained import open_encoder
 from unmask.report.headline import headline
@@ -104,10 +104,10 @@ def resolve(options: TrainedOptions, plan: Plan, start: Start) -> SupervisedConf
         epochs=epochs,
         batch_size=batch,
         workers=workers_of(options),
+        parts=options.accumulate,
         **{
             name: getattr(options, name)
             for name in (
-                "accumulate",
                 "seed",
                 "device",
                 "precision",

@@ -1,0 +1,45 @@
+"""Gradients that are averaged over all ranks while the backward pass still goes on (DistributedDataParallel)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from unmask.trainee import Losses
+
+
+class _Losses(nn.Module):
+    """A trainee seen as what DistributedDataParallel can wrap: losses are what it calls."""
+
+    def __init__(self, trainee: nn.Module, losses: Callable[[Any, float], Losses]) -> None:
+        super().__init__()
+        self.trainee = trainee
+        self._losses = losses
+
+    def forward(self, views: Any, progress: float) -> Losses:
+        return self._losses(views, progress)
+
+
+class SharedGradients:
+    """Losses whose backward pass leaves in every rank the mean of all ranks' gradients.
+
+    All ranks begin with the first rank's weights. Buffers are each rank's own: what depends on them (centres, queues)
+    is computed from all ranks' batches already, and running statistics are not read in training.
+    """
+
+    def __init__(self, trainee: nn.Module, losses: Callable[[Any, float], Losses]) -> None:
+        self._module = DistributedDataParallel(_Losses(trainee, losses), forward_sync_buffers=False)
+
+    def losses(self, views: Any, progress: float) -> Losses:
+        """The losses of this rank's part."""
+        found: Losses = self._module(views, progress)
+        return found
+
+    def kept_apart(self) -> AbstractContextManager[None]:
+        """Within it gradients are added up on each rank and not averaged yet: for all parts of a step but its last."""
+        apart: AbstractContextManager[None] = self._module.no_sync()
+        return apart
