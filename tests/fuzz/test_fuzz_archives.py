@@ -9,7 +9,7 @@ import os
 import struct
 import tarfile
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
