@@ -8,9 +8,8 @@ import math
 import re
 import struct
 import zlib
-from collections.abc import Callable
 from pathlib import Path
-from typing import IO, cast
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,10 +19,7 @@ MOST_BYTES = 1 << 31
 """Larger packed files are refused: a small one can hold what fills the memory."""
 _DIMENSIONS = re.compile(r"-idx(\d)-")
 _UINT8 = 8  # the header's code for unsigned bytes
-_UNPACKED: dict[str, Callable[[Path], IO[bytes]]] = {
-    ".gz": lambda file: cast(IO[bytes], gzip.open(file)),  # noqa: SIM115 (closed by whoever asks for it)
-    ".xz": lambda file: cast(IO[bytes], lzma.open(file)),  # noqa: SIM115
-}
+_UNPACKED: dict[str, Any] = {".gz": gzip.open, ".xz": lzma.open}
 
 
 def idx_file(folder: Path, part: str, content: str) -> Path | None:
@@ -40,7 +36,7 @@ def read_idx(file: Path) -> NDArray[np.uint8]:
     """The array in an IDX file, plain, gzipped (.gz) or xz (.xz). Raises ValueError when it is damaged."""
     packed = file.suffix in _UNPACKED
     try:
-        with _UNPACKED.get(file.suffix, _plain)(file) as stream:
+        with _UNPACKED.get(file.suffix, open)(file, "rb") as stream:
             zero, kind, dimensions = struct.unpack(">HBB", stream.read(4))
             shape = struct.unpack(f">{dimensions}I", stream.read(4 * dimensions))
             size = math.prod(shape)
@@ -56,7 +52,3 @@ def read_idx(file: Path) -> NDArray[np.uint8]:
     if named is not None and int(named[1]) != dimensions:
         raise ValueError(f"{file} is damaged: it has {dimensions} dimensions, not the {named[1]} of its name")
     return np.frombuffer(content, dtype=np.uint8).reshape(shape)
-
-
-def _plain(file: Path) -> IO[bytes]:
-    return file.open("rb")
