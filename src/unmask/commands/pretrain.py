@@ -42,7 +42,7 @@ class Pretrain:
     data: Annotated[
         tyro.conf.Positional[str],
         tyro.conf.arg(metavar="DATA"),
-        Doc("A folder of images (any nesting), a .txt list, a .tar, builtin:emoji or builtin:fashion-mnist."),
+        Doc("A folder of images or shards, a .txt list, .tar, .zip, .lmdb, hf:NAME, URL of shards, or builtin:emoji."),
     ]
     out: Annotated[Path | None, Doc("Run folder. Default: runs/METHOD-DATA.")] = None
     method_name: Annotated[
