@@ -12,6 +12,7 @@ import json
 import resource
 import struct
 import time
+import warnings
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -253,7 +254,10 @@ def answer(read: Callable[[], object], *errors: type[Exception]) -> None:
     started = time.process_time()
     refused: Exception | None = None
     try:
-        read()
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)
+            warnings.simplefilter("error", RuntimeWarning)
+            read()
     except errors as error:
         refused = error
     if refused is not None:

@@ -87,9 +87,9 @@ def test_an_endless_header_is_damaged() -> None:
 
 
 def test_tensors_of_impossible_types_and_shapes_are_refused(tmp_path: Path) -> None:
-    for kind, shape in (("F4", [2, 2]), ("F32", [2**62, 0, 4]), ("C64", [1])):
-        text = json.dumps({"a": {"dtype": kind, "shape": shape, "data_offsets": [0, 0]}}).encode()
-        (tmp_path / "model").write_bytes(len(text).to_bytes(8, "little") + text)
+    for kind, shape, size in (("F6_E2M3", [4], 3), ("F32", [2**63, 0], 0)):
+        text = json.dumps({"a": {"dtype": kind, "shape": shape, "data_offsets": [0, size]}}).encode()
+        (tmp_path / "model").write_bytes(len(text).to_bytes(8, "little") + text + bytes(size))
         with pytest.raises(ValueError, match=r"model is not a readable safetensors file$"):
             read_tensors(tmp_path / "model")
 

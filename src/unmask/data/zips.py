@@ -94,7 +94,7 @@ def open_zip(spec: str, archive: Path, split: Split) -> Source:
     try:
         base = ZipSource(spec, archive)
     # The standard library raises several kinds on damaged archives.
-    except (zipfile.BadZipFile, OSError, NotImplementedError, struct.error, UnicodeDecodeError) as error:
+    except (zipfile.BadZipFile, OSError, NotImplementedError, OverflowError, struct.error, UnicodeDecodeError) as error:
         raise ValueError(f"{spec} cannot be read as a zip archive: {error}") from error
     if not len(base):
         raise ValueError(f"{spec} holds no image")

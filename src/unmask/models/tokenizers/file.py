@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import json
 import textwrap
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +100,9 @@ def _pickled_tensors(path: Path) -> dict[str, Tensor]:
     """The state dict in a file of torch.save, on its own or under "model" or "state_dict"; no code is run."""
     try:
         # BEiT v2's files hold the command line's options beside the weights.
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+            # Of formats that torch does not write it warns before it refuses them.
+            warnings.simplefilter("ignore", UserWarning)
             found = torch.load(path, map_location="cpu", weights_only=True)
     # torch's reader raises nearly anything on damaged bytes.
     except Exception as error:
