@@ -15,7 +15,6 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from itertools import product
 from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
@@ -167,7 +166,8 @@ class StepLoader(Generic[ItemT, BatchT]):
             worker_init_fn=leave_signals_to_main,
             pin_memory=self._pin_memory,
         )
-        numbers = product(self._steps, self._mine)
+        # Not itertools.product, which would first write down every step, of which a loader without an end has 2^63.
+        numbers = ((step, part) for step in self._steps for part in self._mine)
         for (step, part), loaded in zip(numbers, watched(iter(loader)), strict=True):
             self._judge(loaded)
             assert loaded.batch is not None
