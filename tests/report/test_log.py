@@ -62,6 +62,24 @@ def test_a_line_that_no_run_writes_is_damaged(tmp_path: Path, line: str) -> None
     assert [record["kind"] for record in read_log(path)] == ["step", "damaged"]
 
 
+@pytest.mark.parametrize(
+    ("top1", "kind"),
+    [
+        ('{"mean": 80.0, "interval": [70.0, 90.0]}', "evaluation"),
+        ('{"mean": 80.0, "interval": null}', "evaluation"),
+        ("null", "evaluation"),
+        ('{"mean": "many", "interval": null}', "damaged"),
+        ('{"mean": 80.0, "interval": [70.0]}', "damaged"),
+        ("{}", "damaged"),
+    ],
+)
+def test_scores_of_few_labels_are_means_with_intervals(tmp_path: Path, top1: str, kind: str) -> None:
+    path = tmp_path / "log.jsonl"
+    score = f'{{"budget": "1-shot", "top1": {top1}}}'
+    path.write_text(f'{{"kind": "evaluation", "epoch": 1, "name": "fewshot", "network": "pixels", "score": {score}}}\n')
+    assert [record["kind"] for record in read_log(path)] == [kind]
+
+
 def test_a_missing_log_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"there is no log at .*log\.jsonl"):
         read_log(tmp_path / "log.jsonl")

@@ -63,10 +63,18 @@ def _is_sound(record: Record) -> bool:
 
 
 def _is_sound_score(score: Record) -> bool:
-    ends = score.get("interval")
-    return all(score.get(key) is None or _is_finite(score[key]) for key in _SCORES) and (
-        ends is None or (isinstance(ends, list) and len(ends) == 2 and all(map(_is_finite, ends)))
-    )
+    return all(_is_sound_figure(score.get(key)) for key in _SCORES) and _are_ends(score.get("interval"))
+
+
+def _is_sound_figure(value: object) -> bool:
+    """A number, or the mean and the interval of several draws (few labels)."""
+    if isinstance(value, dict):
+        return _is_finite(value.get("mean")) and _are_ends(value.get("interval"))
+    return value is None or _is_finite(value)
+
+
+def _are_ends(ends: object) -> bool:
+    return ends is None or (isinstance(ends, list) and len(ends) == 2 and all(map(_is_finite, ends)))
 
 
 def _are_numbers(values: object) -> bool:
