@@ -29,6 +29,7 @@ from unmask.run_folder import RunFolder
 from unmask.trainee import Losses
 from unmask.training.checkpoint import CheckpointError, checkpoint_path, load_checkpoint, saved_steps
 from unmask.training.trainer import NonFiniteLoss, Trainer
+from unmask.training.watch import Watch
 from unmask.views import Views
 
 
@@ -338,6 +339,18 @@ def test_a_broken_step_read_late_makes_no_other_run(
     monkeypatch.setattr(MAE, "losses", losses)
     run(config, tmp_path / "at once")
     assert_same_weights(*(tmp_path / name / "encoder.safetensors" for name in ("at once", "late")))
+
+
+def test_nobody_is_watched_once_the_last_step_is_saved(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or the first rank would be ended in the middle of its report, because the others have left."""
+    folder = RunFolder(tmp_path / "run")
+    ended = []
+    monkeypatch.setattr(Watch, "end", lambda watch: ended.append(folder.encoder_file.exists()))
+    for _ in range(2):  # a run that was finished before is left as quickly
+        pretrain(tiny_config("mae", data), folder, Console(quiet=True))
+    assert ended == [True, True]
 
 
 def break_steps(monkeypatch: pytest.MonkeyPatch, broken: set[int], *, poisons: bool = False) -> None:

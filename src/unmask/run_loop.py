@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import islice
 from time import monotonic, sleep
@@ -142,11 +143,13 @@ def run_loop(
 
     Of several ranks the first one alone looks, logs and saves. ValueError where another process trains in the folder.
     """
-    loop = _Loop(job, trainer, folder, console, stop, watch or unwatched_run())
-    if rank() > 0:
-        return loop.go()
-    with sole_owner(folder.path):
-        return loop.go()
+    watch = watch or unwatched_run()
+    loop = _Loop(job, trainer, folder, console, stop, watch)
+    with sole_owner(folder.path) if rank() == 0 else nullcontext():
+        outcome = loop.go()
+    # From here on nobody is waited for: the first rank may take its time over a report, the others end.
+    watch.end()
+    return outcome
 
 
 class _Loop(RunState, Generic[B]):
@@ -230,9 +233,9 @@ class _Loop(RunState, Generic[B]):
             self.bad_files |= loader.bad_files
             done = trainer.step == trainer.total_steps
             log_due = (trainer.step % config.log_every == 0 or done) and taken
-            look_due = self.job.due(self, done=done) and self.chief
+            look_due = self.job.due(self, done=done)
             save_due = trainer.step % config.checkpoint_every == 0 or done
-            if log_due or self.job.due(self, done=done) or save_due or trainer.step % SETTLE_EVERY == 0:
+            if log_due or look_due or save_due or trainer.step % SETTLE_EVERY == 0:
                 self._settle()
             now = monotonic()
             self.elapsed += now - clock
@@ -259,7 +262,7 @@ class _Loop(RunState, Generic[B]):
             aside = monotonic()
             if look_due or save_due:
                 self.watch.mark(trainer.step, "measuring or saving")
-            if look_due:
+            if look_due and self.chief:
                 self.job.look(self, done=done)
             if save_due:
                 self._save()
@@ -338,7 +341,8 @@ class _Loop(RunState, Generic[B]):
             self._patiently(lambda: save_checkpoint(self.folder.left_out(step), state))
         elif self.saved_step is not None:
             saved = checkpoint_path(self.folder.checkpoints, self.saved_step)
-            self._patiently(lambda: keep_file(saved, self.folder.left_out(self.saved_step or 0)))
+            kept = self.folder.left_out(self.saved_step)
+            self._patiently(lambda: keep_file(saved, kept))
 
     def _patiently(self, write: Callable[[], object]) -> None:
         """Write; where the disk refuses, try again for as long as the user has asked for."""

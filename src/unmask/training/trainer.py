@@ -251,7 +251,7 @@ class Trainer(Generic[B]):
             figures = _Figures(
                 self.step,
                 tuple(sums),
-                torch.cat([mean_over_ranks(torch.stack(list(sums.values()))), norm[None]]),
+                mean_over_ranks(torch.stack([*sums.values(), norm])),
                 rate,
                 tuple(batch.indices for batch in batches),
             )
