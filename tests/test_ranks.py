@@ -72,6 +72,8 @@ def test_alone_everything_is_the_plain_thing() -> None:
     rows = ROWS.clone().requires_grad_()
     assert (rank(), world_size()) == (0, 1)
     assert shared_sum(rows) is rows
+    assert mean_over_ranks(rows) is rows
+    assert sum_over_ranks(rows) is rows
     assert gather_with_gradient(rows) == (rows, 0)
     gathered, offset = gather_without_gradient(rows)
     assert (gathered.requires_grad, offset) == (False, 0)

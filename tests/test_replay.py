@@ -14,7 +14,7 @@ from torch import Tensor
 from tiny_runs import draw_images, tiny_config
 from unmask.methods.mae import MAE
 from unmask.pretrain import pretrain
-from unmask.replay import pictures, replay
+from unmask.replay import replay
 from unmask.run_folder import RunFolder
 from unmask.trainee import Losses
 from unmask.training.checkpoint import checkpoint_path, load_checkpoint, save_checkpoint
@@ -74,8 +74,7 @@ def test_a_step_is_taken_again_and_named_part_by_part(
         assert len(part.images) == 4
         assert all(str(data) in image for image in part.images)
     assert "decoder.head.weight" in found.gradients
-    images_BCHW = pictures(folder, BROKEN)
-    assert (images_BCHW.shape, images_BCHW.dtype) == ((8, 3, 32, 32), torch.uint8)
+    assert (found.crops_BCHW.shape, found.crops_BCHW.dtype) == ((8, 3, 32, 32), torch.uint8)
 
 
 def test_a_layer_whose_output_is_not_finite_is_named(data: Path, tmp_path: Path) -> None:

@@ -13,6 +13,9 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from torch.utils.data import Dataset
+
+from unmask.data.sources import Source
 
 
 def picture(number: int, side: int = 8, kind: str = "PNG") -> bytes:
@@ -27,6 +30,19 @@ def colour_of(content: bytes | np.ndarray) -> int:
     assert isinstance(content, bytes)
     red, green, _ = Image.open(io.BytesIO(content)).getpixel((0, 0))  # type: ignore[misc]
     return int(red) + 256 * int(green)
+
+
+class Numbers(Dataset[int]):
+    """The numbers of a source's pictures, as data workers read them."""
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> int:
+        return colour_of(self.source.read(index))
 
 
 def write_tar(path: Path, members: Mapping[str, bytes], *, kind: int = tarfile.GNU_FORMAT) -> Path:

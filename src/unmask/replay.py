@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from unmask.data.batch import Batch
-from unmask.data.loader import CropLoader
 from unmask.data.sources import Source, open_source
 from unmask.methods.base import Method
 from unmask.pretrain import build_method, crop_loader
@@ -44,6 +43,8 @@ class Replay:
     """Parameters that were not finite before the step."""
     gradients: tuple[str, ...]
     """Parameters whose gradient is not finite."""
+    crops_BCHW: Tensor
+    """The first crop of every image of the batch, uint8."""
 
     @property
     def broken(self) -> bool:
@@ -76,22 +77,12 @@ def replay(folder: RunFolder, step: int, device: torch.device) -> Replay:
     while trainer.step < step:
         _take(trainer, list(islice(batches, training.parts)))
     weights = tuple(name for name, value in method.named_parameters() if not _finite(value))
-    parts = tuple(_watched(method, batch.to(device), trainer.progress, source) for batch in batches)
+    last = list(batches)
+    parts = tuple(_watched(method, batch.to(device), trainer.progress, source) for batch in last)
     gradients = tuple(
         name for name, value in method.named_parameters() if value.grad is not None and not _finite(value.grad)
     )
-    return Replay(step, began, parts, weights, gradients)
-
-
-def pictures(folder: RunFolder, step: int) -> Tensor:
-    """The first crop of every image of the step's batch, uint8 [B, C, H, W]."""
-    config = folder.config()
-    source = open_source(config.data)
-    method = build_method(config)
-    loader: CropLoader = crop_loader(
-        config, method, source, torch.device("cpu"), first=step, last=step + 1, mine=range(config.training.parts)
-    )
-    return torch.cat([batch.crops[0][:, 0] for batch in loader])
+    return Replay(step, began, parts, weights, gradients, torch.cat([batch.crops[0][:, 0] for batch in last]))
 
 
 def _weights_before(folder: RunFolder, step: int) -> Path | None:

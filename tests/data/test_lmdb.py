@@ -6,10 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
-from tiny_shards import colour_of, picture
-from unmask.data.sources import Source, open_source
+from tiny_shards import Numbers, colour_of, picture
+from unmask.data.sources import open_source
 
 lmdb = pytest.importorskip("lmdb")
 
@@ -46,22 +46,11 @@ def test_keys_that_are_numbers(tmp_path: Path) -> None:
     assert source.path(1) == f"{tmp_path}/x.lmdb/0000000000000100"
 
 
-class _Images(Dataset[int]):
-    def __init__(self, source: Source) -> None:
-        self.source = source
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def __getitem__(self, index: int) -> int:
-        return colour_of(self.source.read(index))
-
-
 def test_workers_read_it_after_the_main_process_has(tmp_path: Path) -> None:
     values = {b"%02d" % number: picture(number) for number in range(12)}
     source = open_source(write_lmdb(tmp_path / "x.lmdb", values))
     assert colour_of(source.read(3)) == 3
-    for number, batch in enumerate(DataLoader(_Images(source), batch_size=2, num_workers=2)):
+    for number, batch in enumerate(DataLoader(Numbers(source), batch_size=2, num_workers=2)):
         assert batch.tolist() == [2 * number, 2 * number + 1]
         assert colour_of(source.read(number)) == number
 

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import fsspec
 import pytest
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
-from tiny_shards import Behaviour, colour_of, served, write_shards
+from tiny_shards import Behaviour, Numbers, colour_of, served, write_shards
 from unmask.data.batch import CropConfig
 from unmask.data.dataset import CropDataset
 from unmask.data.remote import RemoteCache, RemoteConfig, check_access, is_url, shown
@@ -101,21 +101,10 @@ def test_a_listed_shard_that_changes_is_noticed_when_it_is_fetched_again(
             open_shards(server.url + "x.tar", "all", QUICK).read(0)
 
 
-class _Images(Dataset[int]):
-    def __init__(self, source: Source) -> None:
-        self.source = source
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def __getitem__(self, index: int) -> int:
-        return colour_of(self.source.read(index))
-
-
 def test_many_workers_fetch_each_shard_once(server: Behaviour, own_cache: Path) -> None:
     source = open_source(server.url)
     assert colour_of(source.read(0)) == 0  # what is open here must not harm the workers that are forked now
-    loader = DataLoader(_Images(source), batch_size=2, num_workers=2)
+    loader = DataLoader(Numbers(source), batch_size=2, num_workers=2)
     assert sorted(number for batch in loader for number in batch.tolist()) == list(range(12))
     assert [server.asked[name] for name in NAMES] == [1, 1, 1]
     assert sorted(file.suffix for file in own_cache.iterdir()) == [".data"] * 3

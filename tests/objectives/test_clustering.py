@@ -8,13 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.multiprocessing.spawn import spawn
 
+from forked_ranks import as_ranks
 from unmask.objectives.clustering import (
     assignment_entropy,
     centred_softmax,
@@ -197,17 +196,15 @@ def _everything(online_BK: Tensor, target_BK: Tensor) -> dict[str, Tensor]:
     }
 
 
-def _one_of_two(rank: int, folder: str) -> None:
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+def _one_of_two(rank: int, folder: Path) -> None:
     part = slice(3 * rank, 3 * rank + 3)
     found = _everything(_normal(6, 5, seed=0)[part], _normal(6, 5, seed=1)[part])
-    torch.save(found, f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
+    torch.save(found, folder / f"{rank}.pt")
 
 
 def test_two_ranks_are_one_with_both_batches(tmp_path: Path) -> None:
     """The gradient too, once it is averaged over ranks as DDP does."""
-    spawn(_one_of_two, args=(str(tmp_path),), nprocs=2)
+    as_ranks(2, _one_of_two, tmp_path)
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
     whole = _everything(_normal(6, 5, seed=0), _normal(6, 5, seed=1))
     for name in ("centre", "idle"):

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from unmask.objectives.contrastive import batch_infonce, gather_without_gradient, ntxent, patch_infonce
+from unmask.objectives.contrastive import batch_infonce, ntxent, patch_infonce
+from unmask.ranks import gather_without_gradient
 
 
 def _features(*shape: int, seed: int) -> Tensor:

@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from unmask.objectives.distillation import cosine_distance, mean_over_ranks, unigrad
+from forked_ranks import as_ranks
+from unmask.objectives.distillation import cosine_distance, unigrad
 
 
 def _features(*shape: int, seed: int) -> Tensor:
@@ -81,25 +81,17 @@ def test_targets_take_no_gradient_and_halves_are_compared_in_float32(
     assert torch.equal(objective(halves[0], halves[1]), objective(halves[0].float(), halves[1].float()))
 
 
-def test_alone_the_mean_over_ranks_is_the_value_itself() -> None:
-    value = _features(2, 2, seed=0)
-    assert mean_over_ranks(value) is value
-
-
-def _rank(rank: int, folder: str) -> None:
+def _half(rank: int, folder: Path) -> None:
     """Half of the tokens on each of two ranks; the gradient of what they give together is saved."""
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     prediction = _features(8, 3, seed=0)[4 * rank : 4 * rank + 4].requires_grad_()
     target = _features(8, 3, seed=1)[4 * rank : 4 * rank + 4]
     sum(unigrad(prediction, target, 0.5)).backward()
     assert prediction.grad is not None
-    torch.save(prediction.grad, f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
+    torch.save(prediction.grad, folder / f"{rank}.pt")
 
 
 def test_two_ranks_give_the_gradients_of_one_with_all_tokens(tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(_rank, args=(str(tmp_path),), nprocs=2)
+    as_ranks(2, _half, tmp_path)
     prediction = _features(8, 3, seed=0).requires_grad_()
     sum(unigrad(prediction, _features(8, 3, seed=1), 0.5)).backward()
     halves = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]

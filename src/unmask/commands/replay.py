@@ -13,7 +13,7 @@ from torchvision.utils import make_grid, save_image
 from typing_extensions import Doc
 
 from unmask.commands.parse import parse
-from unmask.replay import Replay, pictures, replay
+from unmask.replay import Replay, replay
 from unmask.report.log import of_kind, read_log
 from unmask.run_folder import RunFolder
 from unmask.training.trainer import choose_device
@@ -41,8 +41,8 @@ def run(arguments: Sequence[str]) -> int:
     found = replay(folder, step, choose_device(command.device))
     picture = folder.left_out(step).with_suffix(".png")
     picture.parent.mkdir(exist_ok=True)
-    crops_BCHW = pictures(folder, step)
-    save_image(make_grid(crops_BCHW[:, :3] if crops_BCHW.shape[1] >= 3 else crops_BCHW[:, :1], COLUMNS) / 255, picture)
+    shown = 3 if found.crops_BCHW.shape[1] >= 3 else 1
+    save_image(make_grid(found.crops_BCHW[:, :shown], COLUMNS) / 255, picture)
     for sentence in told(found):
         console.print(sentence, highlight=False, markup=False)
     console.print(f"images:  {picture}", highlight=False, markup=False)

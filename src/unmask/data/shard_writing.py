@@ -24,6 +24,7 @@ from unmask.data.formats import image_extension
 from unmask.data.remote import file_checksum
 from unmask.data.shard_table import captions_json, list_shard
 from unmask.data.tar_members import DamagedTar
+from unmask.disk import flush_folder
 
 _MOST_KEY = 200  # bytes
 _UNSAFE = re.compile(r'[\x00-\x1f\x7f\\:*?"<>|\ud800-\udfff]')
@@ -153,15 +154,6 @@ def write_atomically(path: Path, content: bytes) -> None:
         flush_folder(path.parent)
     finally:
         aside.unlink(missing_ok=True)
-
-
-def flush_folder(folder: Path) -> None:
-    """Make renames within `folder` survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from unmask.disk import flush_folder
 from unmask.errors import in_short
 
 FORMAT = 1
@@ -80,15 +81,6 @@ def write_atomically(path: Path, tensors: dict[str, Tensor], metadata: dict[str,
     except (OSError, SafetensorError) as error:
         shutil.rmtree(aside, ignore_errors=True)
         raise CheckpointError(f"could not write {path} ({_reason(error)}); earlier checkpoints are intact") from error
-
-
-def flush_folder(folder: Path) -> None:
-    """Make renames within `folder` survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _reason(error: Exception) -> str:
