@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from unmask.models.batch_norm import RankBatchNorm
 from unmask.models.heads import MLPHead, MLPHeadConfig
 
 SMALL = MLPHeadConfig(hidden=12, out=5, layers=3, last_norm=True)
@@ -42,9 +43,9 @@ def test_one_layer_is_one_linear_map() -> None:
 
 def test_biases_epsilon_and_synchronised_norms_are_configured() -> None:
     layers = MLPHead(8, replace(SMALL, hidden_bias=True, norm_eps=1e-3, synchronised=True)).layers
-    assert isinstance(layers[1], nn.SyncBatchNorm)
+    assert isinstance(layers[1], RankBatchNorm)
     assert layers[1].eps == layers[-1].eps == 1e-3
-    assert isinstance(layers[-1], nn.SyncBatchNorm)
+    assert isinstance(layers[-1], RankBatchNorm)
     assert not layers[-1].affine
     assert [layer.bias is not None for layer in layers if isinstance(layer, nn.Linear)] == [True, True, False]
 

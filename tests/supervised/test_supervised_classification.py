@@ -116,7 +116,7 @@ def test_batches_hold_what_the_task_wants(csv: Path, tmp_path: Path) -> None:
     data = draw_images(tmp_path / "data", 24)
     subject = subject_on(data, randaugment="rand-m9-n4-p1", image_height=40, crop_scale=(1.0, 1.0))
     training = TrainingConfig(batch_size=4, parts=2, workers=0, seed=3)
-    batches = list(subject.batches(2, 7, training, torch.device("cpu")))
+    batches = list(subject.batches(2, 7, range(1), training, torch.device("cpu")))
     assert [tuple(batch.crops[0].shape) for batch in batches] == [(2, 1, 3, 40, 32)] * 5
     train = labelled(data)[0]
     assert train.labels is not None
@@ -124,17 +124,17 @@ def test_batches_hold_what_the_task_wants(csv: Path, tmp_path: Path) -> None:
         assert batch.labels is not None
         assert batch.labels.tolist() == train.labels[batch.indices.numpy()].tolist()
     # The same steps again, from another beginning; without RandAugment they look different.
-    later = list(subject.batches(4, 7, training, torch.device("cpu")))
+    later = list(subject.batches(4, 7, range(1), training, torch.device("cpu")))
     for one, other in zip(batches[2:], later, strict=True):
         assert torch.equal(one.crops[0], other.crops[0])
         assert one.seed == other.seed
     plain = subject_on(data, image_height=40, crop_scale=(1.0, 1.0))
-    bare = list(plain.batches(2, 7, training, torch.device("cpu")))
+    bare = list(plain.batches(2, 7, range(1), training, torch.device("cpu")))
     assert all(torch.equal(one.indices, other.indices) for one, other in zip(batches, bare, strict=True))
     assert not any(torch.equal(one.crops[0], other.crops[0]) for one, other in zip(batches, bare, strict=True))
 
     several = ClassificationSubject(supervised(csv, Path("anything")), tiny_pretrained())
-    (batch,) = several.batches(0, 1, training, torch.device("cpu"))
+    (batch,) = several.batches(0, 1, range(1), training, torch.device("cpu"))
     targets = targets_of(several.train)
     assert targets is not None
     assert torch.equal(several.task.make_views(batch).targets, targets[batch.indices])

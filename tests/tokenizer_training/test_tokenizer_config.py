@@ -50,7 +50,8 @@ def test_the_trainer_gets_what_was_configured() -> None:
     changed |= {"checkpoint_every": 7, "max_bad_share": 0.5, "batch_size": 6, "workers": 1}
     training = dataclasses.asdict(replace(CONFIG, **changed).training)
     assert {name: training.pop(name) for name in changed} == changed
-    assert training == {"parts": 1, "compile": False, "keep_every": 0, "evaluate_every": 0.0}
+    left = {"parts": 1, "compile": False, "keep_every": 0, "evaluate_every": 0.0, "max_nonfinite": 3}
+    assert training == left | {"wait_for_disk": 0.0}
 
 
 @pytest.mark.parametrize(

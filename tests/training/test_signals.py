@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM only leave a note."""
+"""Ctrl-C, SIGTERM and SIGUSR1 only leave a note."""
 
 from __future__ import annotations
 
@@ -9,15 +9,16 @@ import pytest
 from unmask.training.signals import StopRequest
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
 def test_a_signal_is_noted_as_often_as_it_comes(number: signal.Signals) -> None:
-    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    noted = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+    before = [signal.getsignal(each) for each in noted]
     with StopRequest() as stop:
         assert stop.asked is None
         for _ in range(3):
             signal.raise_signal(number)
             assert stop.asked == number.name
-    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+    assert [signal.getsignal(each) for each in noted] == before
 
 
 def test_afterwards_a_signal_means_what_it_meant() -> None:
