@@ -14,6 +14,7 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from unmask.data.paths import as_path
 from unmask.errors import in_short
 
 CAPTION_FILES = ("captions.csv", "captions.jsonl")
@@ -44,7 +45,7 @@ def read_captions(file: Path, images: Sequence[bytes]) -> Captions:
     found: list[list[str]] = [[] for _ in images]
     rows = 0
     for where, name, caption in _rows_of_csv(file, text) if file.suffix == ".csv" else _rows_of_jsonl(file, text):
-        path = _as_path(name)
+        path = as_path(os.path.normpath(name))
         place = None if path is None else places.get(path)
         if place is None:
             raise ValueError(f"{where} names {in_short(name)}, which is not an image in {file.parent}")
@@ -55,14 +56,6 @@ def read_captions(file: Path, images: Sequence[bytes]) -> Captions:
     if not rows:
         raise ValueError(f"{file} holds no caption")
     return tuple(tuple(several) for several in found)
-
-
-def _as_path(name: str) -> bytes | None:
-    """A name as the file system has it; None for what JSON can write and no file can be called."""
-    try:
-        return os.fsencode(os.path.normpath(name))
-    except UnicodeEncodeError:
-        return None
 
 
 def _rows_of_csv(file: Path, text: str) -> Iterator[tuple[str, str, str]]:

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from unmask.data.annotated import DetectionSource, Things
 from unmask.data.decode import MAX_PIXELS, DecodeError, read_size
 from unmask.data.layout import TEST_FOLDERS, Split, hashed_test_mask
+from unmask.data.paths import as_path
 from unmask.data.scenes import open_scenes_detection
 from unmask.data.sources import FileSource
 from unmask.errors import in_short
@@ -348,7 +349,7 @@ def _images(file: Path, entries: list[Any]) -> _Images:
     images = _Images(names=[], sizes=[], place_of={})
     for place, entry in enumerate(entries, start=1):
         number, name, *size = (_get(file, "image", entry, place, key) for key in ("id", "file_name", "height", "width"))
-        path = _as_path(name)
+        path = as_path(name)
         if not isinstance(number, int | str) or path is None:
             raise ValueError(f"{file}: image number {place} must have an id and a file name")
         if number in images.place_of:
@@ -361,14 +362,6 @@ def _images(file: Path, entries: list[Any]) -> _Images:
         images.names.append(path)
         images.sizes.append((size[0], size[1]))
     return images
-
-
-def _as_path(name: Any) -> bytes | None:
-    """A name as the file system has it; None for what no file can be called."""
-    try:
-        return os.fsencode(name) if isinstance(name, str) and name and "\0" not in name else None
-    except UnicodeEncodeError:
-        return None
 
 
 def _annotation(file: Path, entry: Any, number: int, images: _Images, label_of: dict[Any, int]) -> _Annotation | None:

@@ -1,8 +1,9 @@
-"""A million relative paths in one sorted buffer instead of a million Python strings."""
+"""Paths as the file system has them: a million of them in one sorted buffer, and that of a name."""
 
 from __future__ import annotations
 
 import bisect
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from typing import overload
 
@@ -68,3 +69,11 @@ class PathTable(Sequence[bytes]):
         while low + step < len(self) and self[low + step] < behind:
             low, step = low + step, 2 * step
         return bisect.bisect_left(self, behind, lo=low, hi=min(low + step, len(self)))
+
+
+def as_path(name: object) -> bytes | None:
+    """A name as the file system has it; None for what JSON can hold and no file can be called."""
+    try:
+        return os.fsencode(name) if isinstance(name, str) and name and "\0" not in name else None
+    except UnicodeEncodeError:
+        return None
