@@ -41,7 +41,7 @@ class Facts:
     pictures: bool = True
     """Whether it paints patches or places them."""
     fall: float = 0.85
-    """Share of its first value to which every loss falls in 30 steps on 64 emoji."""
+    """Share of its first value to which every loss falls in 30 steps on so many emoji."""
     may_rise: frozenset[str] = frozenset()
     """Losses that are held at a level by others rather than lowered (a term for entropy), with the reason beside."""
     decays_all: bool = False
@@ -50,6 +50,8 @@ class Facts:
     """Whether some norms' weights are decayed, though no biases."""
     lr: float = 2e-3
     """Learning rate of those steps."""
+    images: int = 32
+    """How many emoji; more where so few are learnt too slowly."""
     changes: dict[str, Any] = field(default_factory=dict)
     """Fields of the tiny configuration that shrinking alone does not make small."""
     prepare: Callable[[MethodConfig, Path], MethodConfig] | None = None
@@ -228,6 +230,7 @@ FACTS: dict[str, Facts] = {
         pictures=False,
         exported="target_encoder",
         fall=0.95,
+        images=64,
         changes={"head": TINY_PROTOTYPES, "momentum": FAST, "local_crops": 2},
     ),
     # Biases before the head's batch norms; prototypes are used alike from the start.

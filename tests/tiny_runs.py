@@ -41,6 +41,14 @@ from unmask.training.trainer import TrainingConfig
 SIDE = 32
 FILES = {"tokenizer", "teacher"}  # settings that name a file which a method cannot do without
 PATIENCE = 120.0  # seconds for a process to get somewhere; only a hanging one needs them
+# Imported once, for all processes: what a run imports late would cost each of them most of a second.
+PRELOADED = [
+    "unmask.commands.pretrain",
+    "unmask.commands.evaluate.trained",
+    "unmask.run_report",
+    "unmask.colour.pixels",
+    "tiny_runs",
+]
 
 
 def draw_images(folder: Path, count: int = 16, *, classes: Sequence[str] = ("cold", "warm"), side: int = SIDE) -> Path:
@@ -158,7 +166,7 @@ class CommandProcess:
     ) -> None:
         self._streams = (folder / f"stdout{name}.txt", folder / f"stderr{name}.txt")
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["unmask.commands.pretrain", "unmask.commands.evaluate.trained", "tiny_runs"])
+        context.set_forkserver_preload(PRELOADED)
         self._process = context.Process(
             target=_command, args=(list(arguments), folder, self._streams, largest_file, environment or {})
         )

@@ -12,8 +12,11 @@ import pytest
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+import unmask.commands.verify
 from unmask.cli import main
+from unmask.commands.verify import CHECKOUT_CASES
 from unmask.interop.authors import AUTHORS
+from unmask.interop.golden import find_cases
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 KEYS = {"case", "method", "agrees", "loss_error", "grad_error", "norm_error"}
@@ -58,10 +61,16 @@ def alter_tensor(folder: Path, name: str, tensor: str, *, plus: float) -> None:
     save_file(tensors, file, metadata=metadata)
 
 
-def test_the_cases_of_the_checkout_agree(capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_a_folder_the_cases_of_the_checkout_are_verified(
+    cases: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert CHECKOUT_CASES.samefile(GOLDEN)
+    assert [case.stem for case in find_cases(CHECKOUT_CASES)] == sorted(path.stem for path in GOLDEN.glob("*.json"))
+    # Every one is replayed in tests/interop/test_golden.py; two are enough to see that the command does so.
+    monkeypatch.setattr(unmask.commands.verify, "CHECKOUT_CASES", cases)
     assert main(["verify", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)["cases"]
-    assert [case["case"] for case in found] == sorted(path.stem for path in GOLDEN.glob("*.json"))
+    assert [case["case"] for case in found] == ["mae", "simmim"]
     for case in found:
         assert case.keys() >= KEYS
         assert case["agrees"] is True
