@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 
 from tiny_runs import tiny_config
 from unmask.config import RunConfig, load_config, save_config, structure
-from unmask.methods import METHODS
+from unmask.methods import METHODS, find_method
 from unmask.optimisation import OptimizerConfig
 from unmask.recipes import RECIPES
 from unmask.training.trainer import TrainingConfig
@@ -164,6 +165,29 @@ def test_every_value_is_checked(method: str, tmp_path: Path) -> None:
     values = plain(method)
     for path in leaves({key: values[key] for key in ("settings", "training")}):
         assert refusal(changed(values, path, {"odd": 1}), tmp_path).startswith(".".join(path)), path
+
+
+def test_a_method_of_ones_own_is_read_where_the_command_has_imported_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file makes nobody import code; but a run that was started by --method module:Class reads its own file."""
+    (tmp_path / "own_method_of_test.py").write_text(
+        "from unmask.methods.conmim import ConMIM\nclass Own(ConMIM):\n    pass\nclass Other:\n    pass\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    values = changed(plain(), ("method",), "own_method_of_test:Own")
+    assert "which is not one of conmim" in refusal(values, tmp_path)
+    assert "own_method_of_test" not in sys.modules
+    try:
+        found = find_method("own_method_of_test:Own")
+        (tmp_path / "config.json").write_text(json.dumps(values))
+        config = load_config(tmp_path / "config.json")
+        assert config.method == "own_method_of_test:Own"
+        assert find_method(config.method) is found
+        for other in ("own_method_of_test:Other", "own_method_of_test:None", "own_method_of_test:", "os:path"):
+            assert "which is not one of" in refusal(changed(values, ("method",), other), tmp_path)
+    finally:
+        sys.modules.pop("own_method_of_test", None)
 
 
 def test_what_is_no_run_at_all_is_refused(tmp_path: Path) -> None:

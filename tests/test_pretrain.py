@@ -7,8 +7,6 @@ import json
 import math
 import shutil
 import signal
-import struct
-import zlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file
 
+from spoilt_files import bomb
 from tiny_runs import assert_same_weights, draw_images, read_records, tiny_config
 from unmask.config import RunConfig
 from unmask.data.loader import TooManyBadFiles
@@ -210,16 +209,6 @@ def test_what_cannot_work_leaves_no_folder(changes: dict[str, Any], sentence: st
     with pytest.raises(ValueError, match=sentence):
         run(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
-
-
-def bomb(side: int) -> bytes:
-    """A PNG of a few bytes that claims to be enormous."""
-
-    def chunk(kind: bytes, content: bytes) -> bytes:
-        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
-
-    header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
 
 
 def spoil(data: Path) -> dict[str, str]:

@@ -14,7 +14,8 @@ from cattrs.errors import ClassValidationError, ForbiddenExtraKeysError
 from cattrs.gen import make_dict_structure_fn
 
 from unmask.errors import in_short
-from unmask.methods import METHODS, find_method
+from unmask.interop.start import Start
+from unmask.methods import METHODS, find_method, is_known
 from unmask.methods.base import MethodConfig
 from unmask.training.trainer import TrainingConfig
 
@@ -30,10 +31,15 @@ class RunConfig:
     method: str
     settings: MethodConfig
     training: TrainingConfig
+    start: Start | None = None
+    """The weights that the encoder begins from; None for a random start, of which config.json says nothing."""
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, as in config.json."""
-        return {"format": FORMAT, **dataclasses.asdict(self)}
+        values = {"format": FORMAT, **dataclasses.asdict(self)}
+        if self.start is None:
+            del values["start"]
+        return values
 
 
 @runtime_checkable
@@ -69,12 +75,12 @@ def load_config(path: Path) -> RunConfig:
     missing = [key for key in ("data", "method", "settings", "training") if key not in values]
     if missing:
         raise ValueError(f"{path} lacks {missing[0]!r}")
-    unknown = set(values) - {"format", "data", "method", "settings", "training"}
+    unknown = set(values) - {"format", "data", "method", "settings", "training", "start"}
     if unknown:
         raise ValueError(f"{path}: unknown key {in_short(min(unknown))}")
     name = values["method"]
-    if not isinstance(name, str) or name not in METHODS:
-        # A configuration file must not make us import code; --method module:Class on the command line may.
+    if not isinstance(name, str) or not is_known(name):
+        # A configuration file must not make us import code; --method module:Class on the command line may, and has.
         raise ValueError(f"{path} names method {in_short(name)}, which is not one of {', '.join(METHODS)}")
     if not isinstance(values["data"], str):
         raise ValueError(f"{path}: data must be text, got {in_short(values['data'])}")
@@ -83,6 +89,7 @@ def load_config(path: Path) -> RunConfig:
         method=name,
         settings=structure(values["settings"], find_method(name).Config, "settings"),
         training=structure(values["training"], TrainingConfig, "training"),
+        start=structure(values["start"], Start, "start") if "start" in values else None,
     )
 
 

@@ -23,6 +23,7 @@ class Wishes:
     patch_size: int | None = None
     channels: int | None = None
     normalisation: str = "imagenet"
+    """imagenet, data, or given: as the settings have it, whatever the channels."""
     lr: float | None = None
 
 
@@ -120,6 +121,8 @@ def _sizes(
 def _normalisation(
     settings: MethodConfig, channels: int, wish: str, source: Source | None, notes: list[str]
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    if wish == "given" and len(settings.mean) == channels:
+        return settings.mean, settings.std
     if wish == "data" or channels != len(IMAGENET_MEAN):
         if source is None:
             return (0.5,) * channels, (0.25,) * channels

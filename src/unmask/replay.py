@@ -58,6 +58,8 @@ def replay(folder: RunFolder, step: int, device: torch.device) -> Replay:
     config = folder.config()
     path = _weights_before(folder, step)
     checkpoint = None if path is None else load_checkpoint(path, device)
+    if checkpoint is None and config.start is not None:
+        raise ValueError(f"{folder.path} began from {config.start.weights} and has no weights before step {step}")
     source = open_source(config.data)
     if checkpoint is not None and checkpoint.values["samples"] != len(source):
         raise ValueError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import sys
 
 from unmask.methods.base import Method
 from unmask.methods.beit import BEiT
@@ -87,6 +88,14 @@ def find_method(name: str) -> type[Method]:
     near = difflib.get_close_matches(name.lower(), METHODS, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(METHODS)}"
     raise ValueError(f"unknown method {name!r}; {hint}")
+
+
+def is_known(name: str) -> bool:
+    """Whether `find_method` finds this method without importing anything: one of ours, or one imported before."""
+    module_name, _, class_name = name.partition(":")
+    module = sys.modules.get(module_name)
+    found = None if module is None else vars(module).get(class_name)
+    return name in METHODS or (isinstance(found, type) and issubclass(found, Method))
 
 
 def _import_method(name: str) -> type[Method]:
