@@ -6,10 +6,21 @@ import reprlib
 
 STOPPED = 75
 """Exit code of a run that was stopped by a signal and can be resumed."""
+LOST = 69
+"""Exit code of one of several processes that train together, which ends because another one died or hangs."""
 
 
 class Failure(RuntimeError):
     """A run cannot go on; the message says why and what to try, in one sentence."""
+
+    code = 1
+    """The exit code that it stands for."""
+
+
+class RankLost(Failure):
+    """Another process of a training has ended: all can be started again and resume."""
+
+    code = LOST
 
 
 def in_short(value: object) -> str:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,9 +15,11 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 
+from spoilt_files import spoil_share
 from unmask.data.batch import Batch, CropConfig
-from unmask.data.loader import CropLoader, EvalLoader, TooManyBadFiles, step_seed
+from unmask.data.loader import CropLoader, EvalLoader, TooManyBadFiles, WorkerDied, step_seed
 from unmask.data.sources import ArraySource, Source, open_source
 
 CROPS = (CropConfig(height=16, width=12, count=2), CropConfig(height=8, width=8))
@@ -197,6 +201,52 @@ def test_nothing_but_bad_files_ends_the_run(photo_folder: Path, share: float) ->
         list(crop_loader(open_source(photo_folder), max_bad_share=share))
 
 
+def tiny_files(folder: Path, count: int = 100) -> list[Path]:
+    """PNG files; every tenth is a JPEG in truth, which is no reason to leave it out."""
+    folder.mkdir()
+    files = []
+    for number in range(count):
+        files.append(folder / f"{number:03d}.png")
+        Image.new("RGB", (8, 8), (number, 0, 77)).save(files[-1], "JPEG" if number % 10 == 3 else "PNG")
+    return files
+
+
+@pytest.mark.parametrize(
+    ("share", "workers"), [(0.01, 0), (0.1, 0), (0.5, 0), (0.5, 1), (0.9, 0), (0.99, 0), (1.0, 0), (1.0, 1)]
+)
+def test_any_share_of_bad_files_is_counted_and_ends_well(tmp_path: Path, share: float, workers: int) -> None:
+    """Cut short, empty, wrong bytes, mislabelled, bombs: replaced and listed as long as there is a good one."""
+    bad = {str(file) for file in spoil_share(tiny_files(tmp_path / "data"), share)}
+
+    def epoch(limit: float) -> tuple[CropLoader, list[Batch], bool]:
+        source = open_source(tmp_path / "data")
+        loader = crop_loader(source, batch_size=10, total_steps=10, workers=workers, max_bad_share=limit)
+        batches: list[Batch] = []
+        try:
+            batches.extend(loader)
+        except TooManyBadFiles:
+            return loader, batches, True
+        return loader, batches, False
+
+    patient, batches, stopped = epoch(1.0)
+    assert all(len(batch.indices) == 10 for batch in batches)
+    used = {f"{tmp_path}/data/{index:03d}.png" for batch in batches for index in batch.indices.tolist()}
+    assert not used & bad
+    if stopped:
+        # An image without a good one among 32 that could stand in for it.
+        assert share >= 0.9
+        assert patient.bad_files.keys() <= bad
+    else:
+        assert share < 1
+        assert patient.bad_files.keys() == bad
+        assert len(batches) == 10
+    assert not [reason for reason in patient.bad_files.values() if len(reason) > 200 or "\n" in reason]
+    strict, _, stopped = epoch(share / 2)
+    assert stopped
+    assert strict.bad_files
+    assert strict.bad_files.keys() <= bad
+
+
 def test_a_batch_larger_than_the_data_is_refused() -> None:
     with pytest.raises(ValueError, match="a batch of 8 images is larger than numbered, which has 7: choose a smaller"):
         crop_loader(numbered(7), parts=2)
@@ -229,6 +279,22 @@ def test_a_dead_worker_is_explained() -> None:
         list(EvalLoader(Deadly(), height=8, width=8, batch_size=2, workers=1))
 
 
+def test_a_worker_that_dies_with_batches_in_hand_is_explained() -> None:
+    """What it has made is still to be fetched from it, which fails in ways of its own; nothing else is interrupted."""
+    batches = iter(crop_loader(numbered(40), total_steps=40, workers=1, channels=1))
+    next(batches)
+    (worker,) = multiprocessing.active_children()
+    time.sleep(0.2)  # some batches are made and wait
+    assert worker.pid is not None
+    os.kill(worker.pid, signal.SIGKILL)
+    # Whatever the run does meanwhile, a checkpoint perhaps, it does to the end.
+    until = time.monotonic() + 0.2
+    while time.monotonic() < until:
+        pass
+    with pytest.raises(WorkerDied, match=r"^a data worker died, most likely because memory .* use fewer workers"):
+        list(batches)
+
+
 SCRIPT = """
 import signal, sys
 from unmask.data.batch import CropConfig
@@ -236,7 +302,7 @@ from unmask.data.loader import CropLoader
 from unmask.data.sources import open_source
 
 asked = []
-for number in (signal.SIGINT, signal.SIGTERM):
+for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
     signal.signal(number, lambda *_: asked.append(1))
 crops = (CropConfig(height=8, width=8),)
 loader = CropLoader(open_source(sys.argv[1]), crops, batch_size=4, total_steps=40, seed=0, workers=2)
@@ -257,7 +323,7 @@ def test_workers_outlive_signals_and_leave_with_the_main_process(photo_folder: P
     with subprocess.Popen(command, text=True, start_new_session=True, stdin=pipe, stdout=pipe, stderr=pipe) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGTERM):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
             os.killpg(process.pid, number)
         output, errors = process.communicate("go on\n", timeout=60)
     assert (process.returncode, output.split(), errors) == (0, ["True", str(rest)], "")

@@ -305,7 +305,7 @@ class DetectionTestLoader:
             worker_init_fn=leave_signals_to_main,
         )
         found_any = False
-        loaded: Any = iter(loader)
+        loaded: Any = loader
         for items in cast(Iterator[list[_TestItem | BadFile]], watched(loaded)):
             self.bad_files |= {item.path: item.reason for item in items if isinstance(item, BadFile)}
             whole = [item for item in items if not isinstance(item, BadFile)]

@@ -168,7 +168,7 @@ class StepLoader(Generic[ItemT, BatchT]):
         )
         # Not itertools.product, which would first write down every step, of which a loader without an end has 2^63.
         numbers = ((step, part) for step in self._steps for part in self._mine)
-        for (step, part), loaded in zip(numbers, watched(iter(loader)), strict=True):
+        for (step, part), loaded in zip(numbers, watched(loader), strict=True):
             self._judge(loaded)
             assert loaded.batch is not None
             # Every batch is a dataclass; the protocol cannot say so.
@@ -299,21 +299,28 @@ class EvalLoader:
         self._workers = workers
 
     def __iter__(self) -> Iterator[tuple[UInt8[Tensor, "B C H W"], Int64[Tensor, " B"]]]:
+        found_any = False
+        for batch, _ in self.everything():
+            if batch is not None:
+                found_any = True
+                yield batch.crops[0][:, 0], batch.indices
+        if not found_any:
+            raise ValueError(f"no readable image in {self._dataset.source.name}")
+
+    def everything(self, start: int = 0) -> Iterator[tuple[Batch | None, tuple[BadFile, ...]]]:
+        """The images from position `start` on, batch by batch (None where none of its images can be read), with the
+        bad files of each. Where all are bad, nothing is raised."""
         loader = DataLoader(
             self._dataset,
             batch_size=self._batch_size,
+            sampler=range(start, len(self._dataset)),
             collate_fn=_collate_readable,
             num_workers=self._workers,
             worker_init_fn=leave_signals_to_main,
         )
-        found_any = False
-        for loaded in watched(iter(loader)):
+        for loaded in watched(loader):
             self.bad_files.update({bad.path: bad.reason for bad in loaded.bad})
-            if loaded.batch is not None:
-                found_any = True
-                yield loaded.batch.crops[0][:, 0], loaded.batch.indices
-        if not found_any:
-            raise ValueError(f"no readable image in {self._dataset.source.name}")
+            yield loaded.batch, loaded.bad
 
 
 def step_seed(seed: int, step: int, part: int) -> int:
@@ -411,15 +418,16 @@ def _stacked(crops: tuple[Tensor, ...]) -> Tensor:
     return torch.stack(crops, out=unwritten((len(crops), *crops[0].shape), crops[0].dtype))
 
 
-def watched(batches: Iterator[_Loaded[BatchT]]) -> Iterator[_Loaded[BatchT]]:
-    """The batches, with one clear sentence when a worker process has died."""
+def watched(loader: Iterable[_Loaded[BatchT]]) -> Iterator[_Loaded[BatchT]]:
+    """The batches, with one clear sentence when a worker process has died: where the next batch is asked for."""
+    batches = _begun(loader)
     while True:
         try:
             loaded = next(batches)
         except StopIteration:
             return
-        except RuntimeError as error:
-            if not str(error).startswith("DataLoader worker"):
+        except (RuntimeError, OSError, EOFError) as error:
+            if not _tells_of_a_dead_worker(error):
                 raise
             raise WorkerDied(
                 "a data worker died, most likely because memory or shared memory (/dev/shm) ran out: "
@@ -428,13 +436,40 @@ def watched(batches: Iterator[_Loaded[BatchT]]) -> Iterator[_Loaded[BatchT]]:
         yield loaded
 
 
-def leave_signals_to_main(worker: int) -> None:
-    """Make a worker survive Ctrl-C and a terminated job: the main process must finish its step and save.
+def _begun(loader: Iterable[_Loaded[BatchT]]) -> Iterator[_Loaded[BatchT]]:
+    """The loader's iterator, without torch's handler of SIGCHLD.
 
-    Both signals reach every process of a job. The worker still ends when its main process ends or terminates
+    That one raises an error for a dead worker anywhere: in the middle of a step, or of the writing of a checkpoint.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return iter(loader)  # torch sets none there
+    before = signal.getsignal(signal.SIGCHLD)
+    try:
+        return iter(loader)
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+
+
+def _tells_of_a_dead_worker(error: Exception) -> bool:
+    """torch's own sentence, or what befalls whoever fetches from a dead worker what it had made before.
+
+    An error that a living worker met and passed on begins with "Caught".
+    """
+    if isinstance(error, RuntimeError):
+        return str(error).startswith("DataLoader worker")
+    lost = isinstance(error, ConnectionError | FileNotFoundError | EOFError)
+    return lost and not str(error).startswith("Caught")
+
+
+def leave_signals_to_main(worker: int) -> None:
+    """Make a worker survive Ctrl-C, a terminated job and a cluster's warning: the main process must finish its step and
+    save.
+
+    These signals reach every process of a job. The worker still ends when its main process ends or terminates
     it.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
     if sys.platform == "linux":
         # Not plainly ignored: at exit the main process terminates its workers so, and waits for them.
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})

@@ -263,7 +263,7 @@ class SegmentationTestLoader:
             self._dataset, batch_size=None, num_workers=self._workers, worker_init_fn=leave_signals_to_main
         )
         found_any = False
-        loaded: Any = iter(loader)
+        loaded: Any = loader
         for item in cast(Iterator[SegmentationTestImage | BadFile], watched(loaded)):
             if isinstance(item, BadFile):
                 self.bad_files[item.path] = item.reason

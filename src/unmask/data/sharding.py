@@ -167,6 +167,7 @@ def _write_some(job: Job, numbers: range, answer: Connection) -> None:
     # Ctrl-C and a cluster's warning reach every process; the main one decides, and then ends this one by SIGTERM.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     for number in numbers:
         try:

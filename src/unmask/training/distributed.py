@@ -18,9 +18,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from unmask.errors import STOPPED, Failure
+from unmask.errors import LOST, STOPPED, Failure, RankLost
 from unmask.ranks import rank, world_size
-from unmask.training.watch import LOST, Watch, unwatched_run
+from unmask.training.watch import Watch, unwatched_run
 
 SECONDS_TO_SAVE = 120
 """What processes that were told to stop have for it, before they are killed."""
@@ -59,7 +59,7 @@ def joined(device: torch.device, patience: float) -> Iterator[Watch]:
     except RuntimeError as error:
         if isinstance(error, Failure) or not _is_a_lost_connection(error):
             raise
-        raise Failure(
+        raise RankLost(
             f"rank {rank()} of {world_size()} lost its connection to the others, one of which has ended; "
             "what was saved is intact and the same command resumes"
         ) from error
@@ -119,7 +119,7 @@ def _run(devices: int, arguments: Sequence[str]) -> None:
         run_id=f"unmask-{os.getpid()}",
         # Which failures are worth another attempt, torch's agent cannot be told.
         max_restarts=0,
-        signals_to_handle="SIGTERM,SIGINT,SIGHUP,SIGUSR1",
+        signals_to_handle="SIGTERM,SIGINT,SIGHUP,SIGUSR1,SIGUSR2",
         shutdown_timeout=SECONDS_TO_SAVE,
     )
     elastic_launch(config, sys.executable)("-m", "unmask", *arguments)

@@ -17,8 +17,8 @@ from typing import Any
 
 import torch.distributed as dist
 
-LOST = 69
-"""Exit code of a rank that ends because another one hangs."""
+from unmask.errors import LOST
+
 PLACES = ("starting", "measuring or saving", "waiting for the others", "loading data", "computing")
 """What a rank does, in the order in which it does it."""
 LONGER = 10
