@@ -19,7 +19,8 @@ from unmask.training.checkpoint import write_atomically
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.S)
-COMMAND_LINES = re.findall(r"^(?:- )?`?unmask ([a-z]+)(.*?)`?$", README, flags=re.M)
+# `unmask submit OPTIONS -- COMMAND OPTIONS` are two.
+COMMAND_LINES = re.findall(r"^(?:- )?`?unmask ([a-z]+)(.*?)`?$", README.replace(" -- ", "\nunmask "), flags=re.M)
 
 
 def test_python_blocks_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 """The command line: finds the command and turns its errors into exit codes.
 
-0 done, 1 a check failed or we broke, 2 what the user gave is wrong (one sentence), 75 stopped and resumable.
+0 done, 1 a check failed or we broke, 2 what the user gave is wrong (one sentence), 69 another process of the same
+training was lost, 75 stopped; after both the same command resumes.
 Nothing heavy is imported before a command needs it.
 """
 
@@ -17,6 +18,7 @@ from unmask.errors import Failure
 
 COMMANDS = {
     "pretrain": "turn a folder of images into an encoder",
+    "import": "weights of others as an encoder: authors' checkpoints, timm, transformers",
     "evaluate": "what an encoder is worth: kNN, linear probe",
     "compare": "encoders or methods side by side on labelled images",
     "replay": "take a step again that was left out because it was not finite",
@@ -27,8 +29,12 @@ COMMANDS = {
     "verify": "replay the authors' golden vectors",
     "shard": "images as tar shards, for large sets and for networks",
     "tokenizer": "train an image tokenizer for the BEiT family",
+    "submit": "pre-train on a SLURM cluster, and go on by itself after preemption",
     "bench": "how fast this machine trains, what bounds it, and what to do about it",
 }
+
+MODULES = {"import": "weights_in"}
+"""Where a command's module has another name: some words are Python's own."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -44,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ValueError as error:
         return _refuse(str(error), 2)
     except Failure as error:
-        return _refuse(str(error), 1)
+        return _refuse(str(error), error.code)
     except KeyboardInterrupt:
         return _refuse("interrupted", 130)
     except BrokenPipeError:
@@ -70,7 +76,7 @@ def _run(given: list[str]) -> int:
     # Threads that wait by spinning make a step several times slower as soon as anything else runs on the machine; on a
     # quiet one sleeping costs some speed, and the variable is the user's to set. It counts before torch starts threads.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    return int(importlib.import_module(f"unmask.commands.{command}").run(rest))
+    return int(importlib.import_module(f"unmask.commands.{MODULES.get(command, command)}").run(rest))
 
 
 def _refuse(sentence: str, code: int) -> int:

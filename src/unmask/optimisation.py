@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from typing_extensions import Doc
 
 from unmask.bert_adamw import BertAdamW
+from unmask.ranks import whole
 from unmask.schedule import Schedule, warmup_then
 
 
@@ -150,7 +151,7 @@ def finish_gradients(optimizer: torch.optim.Optimizer, config: OptimizerConfig, 
 
     A dropped gradient is None, so the optimizer neither moves nor decays its parameter, nor counts a step for it.
     """
-    norm = nn.utils.get_total_norm(_gradients(optimizer.param_groups))
+    norm = whole(nn.utils.get_total_norm(_gradients(optimizer.param_groups)))
     if config.clip is not None:
         groups = [group for group in optimizer.param_groups if group["rule"].clip]
         gradients = _gradients(groups)
@@ -162,7 +163,7 @@ def finish_gradients(optimizer: torch.optim.Optimizer, config: OptimizerConfig, 
             torch._foreach_mul_(gradients, factors)
         else:
             # Where all are clipped, their norm is known already.
-            known = norm if len(groups) == len(optimizer.param_groups) else nn.utils.get_total_norm(gradients)
+            known = norm if len(groups) == len(optimizer.param_groups) else whole(nn.utils.get_total_norm(gradients))
             parameters = [value for group in groups for value in group["params"]]
             nn.utils.clip_grads_with_norm_(parameters, config.clip, known)
     for group in optimizer.param_groups:

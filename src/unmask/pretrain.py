@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
+from rich.markup import escape
 
 from unmask import __version__
 from unmask.config import RunConfig
@@ -18,12 +21,13 @@ from unmask.data.statistics import first_readable
 from unmask.evaluation.health import Health, diagnose, probe
 from unmask.evaluation.knn import KnnConfig, knn
 from unmask.evaluation.protocols import encoder_features, labelled_or_none
+from unmask.interop.start import load_start
 from unmask.masking import masked_count
 from unmask.methods import find_method
 from unmask.methods.base import MaskedMethodConfig, Method
 from unmask.models.build import build_encoder
 from unmask.models.convolutional import ConvEncoder, refuse_masks
-from unmask.models.pretrained import PretrainedEncoder, encoder_file
+from unmask.models.pretrained import PretrainedEncoder, encoder_file, open_encoder
 from unmask.ranks import any_rank, rank
 from unmask.run_folder import RunFolder
 from unmask.run_loop import Job, Outcome, RunState, run_loop
@@ -65,9 +69,12 @@ def random_start(spec: str, trained: PretrainedEncoder) -> PretrainedEncoder:
     )
 
 
-def pretrain(config: RunConfig, folder: RunFolder, console: Console, watch: Watch | None = None) -> Outcome:
+def pretrain(
+    config: RunConfig, folder: RunFolder, console: Console, watch: Watch | None = None, *, shard: bool = False
+) -> Outcome:
     """Run `config` in `folder`, from its newest checkpoint if it has one. Every rank calls it; the first one writes.
 
+    With `shard` each of several ranks holds a share of the weights only.
     ValueError for whatever the user gave that cannot work; NonFiniteLoss where training breaks down.
     """
     training = config.training
@@ -80,16 +87,42 @@ def pretrain(config: RunConfig, folder: RunFolder, console: Console, watch: Watc
     with StopRequest() as stop:
         first_readable(source, channels=config.settings.encoder.channels)
         method = build_method(config)
+        config = begin_from_weights(config, folder, method, console)
         # A mask that the grid of patches cannot have is refused before anything is written.
         if isinstance(config.settings, MaskedMethodConfig):
             if isinstance(method.exported(), ConvEncoder):
                 refuse_masks(config.settings.encoder.name)
             masked_count(config.settings.mask, method.exported().grid)
-        trainer = Trainer(method, training, steps_per_epoch=len(source) // training.batch_size, device=device)
+        trainer = Trainer(
+            method, training, steps_per_epoch=len(source) // training.batch_size, device=device, shard=shard
+        )
         if rank() == 0:
             folder.claim(config)
         any_rank(False)  # nobody looks into the folder before it is claimed
         return run_loop(_Pretraining(config, folder, method, source, device), trainer, folder, console, stop, watch)
+
+
+def begin_from_weights(config: RunConfig, folder: RunFolder, method: Method, console: Console) -> RunConfig:
+    """Load what the run is to begin from; the configuration with the account of it.
+
+    A run that has checkpoints, or is finished, needs the file no more: its own config.json has the account.
+    """
+    if config.start is None:
+        return config
+    if folder.has_checkpoints() or folder.encoder_file.exists():
+        recorded = begun_from(folder, config.start.weights)
+        return config if recorded is None else replace(config, start=recorded.start)
+    start = load_start(method, open_encoder(config.start.weights), config.start.weights)
+    console.print(f"[bold]{'weights':<13}[/bold] {escape(start.weights)}", highlight=False)
+    for sentence in start.sentences():
+        console.print(f"{'':<13} {sentence}", highlight=False, markup=False)
+    return replace(config, start=start)
+
+
+def begun_from(folder: RunFolder, weights: str) -> RunConfig | None:
+    """The configuration of a run that has begun in `folder` from these weights; None where there is no such run."""
+    start = folder.values().get("start") if folder.config_file.exists() else None
+    return folder.config() if isinstance(start, dict) and start.get("weights") == weights else None
 
 
 def crop_loader(
@@ -165,11 +198,11 @@ class _Pretraining(Job[Batch]):
     def restore(self, values: dict[str, Any]) -> None:
         self.start_health = None if values["start_health"] is None else Health(**values["start_health"])
 
-    def finish(self, run: RunState) -> None:
+    def finish(self, run: RunState) -> Callable[[], object]:
         settings = self.config.settings
         facts = {"method": self.config.method, "version": __version__, "data": self.config.data}
         tensors, metadata = encoder_file(self.method.exported(), mean=settings.mean, std=settings.std, facts=facts)
-        write_atomically(self.folder.encoder_file, tensors, metadata)
+        return partial(write_atomically, self.folder.encoder_file, tensors, metadata)
 
     def _health_due(self, run: RunState, done: bool) -> bool:
         return done or run.trainer.step % max(1, run.trainer.total_steps // HEALTH_CHECKS) == 0

@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 T = TypeVar("T")
 
@@ -84,6 +85,11 @@ def gather_with_gradient(features_BD: Float[Tensor, "B D"]) -> tuple[Float[Tenso
     offset = rank() * own
     # A sum of what is zero everywhere but at the rank's own places: its gradient is the sum that is wanted.
     return shared_sum(torch.cat([places[:offset], features_BD, places[offset + own :]])), offset
+
+
+def whole(value: Tensor) -> Tensor:
+    """A tensor of which every rank holds a share (or a partial sum), gathered; any other as it is."""
+    return value.full_tensor() if isinstance(value, DTensor) else value
 
 
 def share_of_mean(mean: Tensor, count: Tensor | int) -> Tensor:

@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from time import monotonic, sleep
 from typing import Any, Generic, Literal, Protocol, TypeVar, runtime_checkable
@@ -24,7 +25,7 @@ from unmask.progress import RunProgress
 from unmask.ranks import any_rank, from_all_ranks, rank
 from unmask.run_folder import RunFolder
 from unmask.trainee import B
-from unmask.training.checkpoint import checkpoint_path, keep_file, prune_checkpoints, save_checkpoint
+from unmask.training.checkpoint import Checkpoint, checkpoint_path, keep_file, prune_checkpoints, save_checkpoint
 from unmask.training.left_out import LeftOut
 from unmask.training.run_lock import sole_owner
 from unmask.training.signals import StopRequest
@@ -111,8 +112,11 @@ class Job(ABC, Generic[B]):
         """Take back what `values` gave."""
 
     @abstractmethod
-    def finish(self, run: RunState) -> None:
-        """Write what the run leaves behind; called again when a finished run is started again."""
+    def finish(self, run: RunState) -> Callable[[], object]:
+        """What writes the things that the run leaves behind; called again when a finished run is started again.
+
+        Where weights are sharded every rank calls it, and the first one alone what it returns.
+        """
 
 
 class RunState(ABC):
@@ -141,7 +145,8 @@ def run_loop(
 ) -> Outcome:
     """Train to the end, or to a stop, from the newest checkpoint of `folder` if it has one.
 
-    Of several ranks the first one alone looks, logs and saves. ValueError where another process trains in the folder.
+    Of several ranks the first one alone looks, logs and saves; where weights are sharded, all look and take part in
+    saving, as none could do it alone. ValueError where another process trains in the folder.
     """
     watch = watch or unwatched_run()
     loop = _Loop(job, trainer, folder, console, stop, watch)
@@ -169,6 +174,7 @@ class _Loop(RunState, Generic[B]):
         self.stop = stop
         self.watch = watch
         self.chief = rank() == 0
+        self.looks = self.chief or trainer.sharded
         self.left_out = LeftOut(trainer.config.max_nonfinite)
         self.spikes = SpikeWatch()
         self.saved_step: int | None = None
@@ -207,16 +213,18 @@ class _Loop(RunState, Generic[B]):
                 self._save()
             self._wait_for_the_first()
             return Outcome("stopped", trainer.step, self.stop.asked or "another rank's signal")
-        if self.chief:
-            self._patiently(lambda: self.job.finish(self))
+        if self.looks:
+            write = self.job.finish(self)
+            if self.chief:
+                self._patiently(write)
         self._wait_for_the_first()
         return Outcome("finished", trainer.step)
 
     def _steps(self, progress: RunProgress) -> None:
         trainer, config = self.trainer, self.trainer.config
-        if self.chief:
+        if self.looks:
             self.watch.mark(trainer.step, "measuring or saving")
-            self.job.begin(self)
+            trainer.at_hand(lambda: self.job.begin(self))
         clock = monotonic()
         logged_at, logged_step = clock, trainer.step
         loader = self.job.batches(trainer.step, trainer.total_steps, trainer.mine)
@@ -262,8 +270,8 @@ class _Loop(RunState, Generic[B]):
             aside = monotonic()
             if look_due or save_due:
                 self.watch.mark(trainer.step, "measuring or saving")
-            if look_due and self.chief:
-                self.job.look(self, done=done)
+            if look_due and self.looks:
+                trainer.at_hand(partial(self.job.look, self, done=done))
             if save_due:
                 self._save()
             spent = monotonic() - aside
@@ -318,7 +326,7 @@ class _Loop(RunState, Generic[B]):
         if not back:
             self.say(f"warning: step {error.step} is left out: {error.what}")
             return
-        checkpoint, _ = self.folder.newest_checkpoint(trainer.device)
+        checkpoint, _ = self.folder.newest_checkpoint(trainer.checkpoint_device)
         if checkpoint is None:
             raise error
         now = trainer.step
@@ -332,11 +340,11 @@ class _Loop(RunState, Generic[B]):
         self._save()
 
     def _keep_for_replay(self, step: int) -> None:
-        """The weights as the step found them, or those of the last checkpoint, from which replay can get there: batches
-        follow from (seed, step) alone."""
+        """The weights as the step found them, or (also where no rank has them whole) those of the last checkpoint, from
+        which replay can get there: batches follow from (seed, step) alone."""
         if len(self.folder.steps_left_out()) >= MOST_KEPT:
             return
-        if self.trainer.step == step:
+        if self.trainer.step == step and not self.trainer.sharded:
             state = self.trainer.state(self._values())
             self._patiently(lambda: save_checkpoint(self.folder.left_out(step), state))
         elif self.saved_step is not None:
@@ -360,7 +368,7 @@ class _Loop(RunState, Generic[B]):
                 sleep(min(DISK_PAUSE, max(0.0, until - monotonic())))
 
     def _resume(self) -> None:
-        checkpoint, troubles = self.folder.newest_checkpoint(self.trainer.device)
+        checkpoint, troubles = self.folder.newest_checkpoint(self.trainer.checkpoint_device)
         for sentence in troubles:
             self.say(f"warning: {sentence}; going back to the checkpoint before it")
         steps = from_all_ranks(-1 if checkpoint is None else int(checkpoint.values["step"]))
@@ -393,8 +401,10 @@ class _Loop(RunState, Generic[B]):
         self._settle()
         for bad in from_all_ranks(self.bad_files):
             self.bad_files |= bad
-        if self.chief:
-            self._patiently(self._write_checkpoint)
+        if self.looks:
+            state = self.trainer.state(self._values())
+            if self.chief:
+                self._patiently(lambda: self._write_checkpoint(state))
         self.saved_step = self.trainer.step
 
     def _values(self) -> dict[str, Any]:
@@ -404,9 +414,9 @@ class _Loop(RunState, Generic[B]):
             "bad_files": self.bad_files,
         }
 
-    def _write_checkpoint(self) -> None:
+    def _write_checkpoint(self, state: Checkpoint) -> None:
         path = checkpoint_path(self.folder.checkpoints, self.trainer.step)
-        save_checkpoint(path, self.trainer.state(self._values()))
+        save_checkpoint(path, state)
         prune_checkpoints(self.folder.checkpoints, self.trainer.step, keep_every=self.trainer.config.keep_every)
         self.folder.write_bad_files(self.bad_files)
 

@@ -22,6 +22,7 @@ from tiny_runs import (
     read_records,
     tiny_options,
 )
+from unmask.cli import main
 from unmask.training.checkpoint import saved_steps
 
 EPOCHS = 10
@@ -167,3 +168,37 @@ def test_two_runs_in_one_folder_are_refused(runs: Runs, tmp_path: Path) -> None:
     first.signal(signal.SIGTERM)
     assert first.end().code == 75
     assert not (run / ".owner.json").exists()
+
+
+def test_sharded_weights_are_stopped_and_go_on_and_end_where_whole_ones_do(runs: Runs, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    process = CommandProcess(runs.command(run, "--devices", "2", "--shard"), tmp_path)
+    process.wait_until(lambda: last_logged_step(run) >= 3)
+    process.signal(signal.SIGTERM)
+    stopped = process.end()
+    assert stopped.code == 75, stopped
+    ended = RankProcesses(runs.command(run, "--shard"), tmp_path, 2).end()
+    assert [(rank.code, rank.err) for rank in ended] == [(0, ""), (0, "")]
+    assert "resuming" in ended[0].out
+    assert_close_weights(run / "encoder.safetensors", runs.run / "encoder.safetensors")
+    for kind in ("step", "health"):
+        ours, theirs = (read_records(folder, kind) for folder in (run, runs.run))
+        # A run that goes on looks at its encoder first.
+        assert sorted({record["step"] for record in ours}) == [record["step"] for record in theirs]
+    losses = [[record["loss"] for record in read_records(folder, "step")] for folder in (run, runs.run)]
+    torch.testing.assert_close(torch.tensor(losses[0]), torch.tensor(losses[1]), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--shard"], "--shard spreads the weights over several devices: use it with --devices or torchrun"),
+        (["--shard", "--devices", "2", "--batch-size", "auto"], "--batch-size auto tries whole networks on one device"),
+    ],
+)
+def test_sharding_that_cannot_be_is_refused(
+    options: list[str], sentence: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["pretrain", "builtin:emoji", "--out", str(tmp_path / "run"), *options]) == 2
+    assert sentence in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()

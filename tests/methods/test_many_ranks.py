@@ -1,6 +1,7 @@
 """One rank is many: W ranks with B images each give the losses and gradients of one with W · B, for every method.
 
-Two and four processes (gloo, float64) run all methods once; the tests compare what they left behind. Where the authors'
+Two and four processes (gloo, float64) run all methods once, and two once more with sharded weights; the tests compare
+what they left behind. Where the authors'
 rule is each rank's alone (batch norm of ConMIM's projector, CAN's negatives), the switch for all ranks is on here.
 """
 
@@ -15,6 +16,7 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from conftest import random_batch, tiny_method
 from forked_ranks import as_ranks
@@ -25,10 +27,14 @@ from unmask.methods.base import Method
 from unmask.methods.m3ae import CaptionedViews
 from unmask.methods.mixmask import MixedViews
 from unmask.models.heads import MLPHeadConfig
+from unmask.ranks import whole
+from unmask.training.sharded import ShardedWeights
 from unmask.training.shared import SharedGradients
 from unmask.views import Views
 
-WORLDS = (2, 4)
+WAYS = {2: ("whole", "sharded"), 4: ("whole",)}
+"""By number of ranks."""
+CPU = torch.device("cpu")
 IMAGES = 3
 """Of each rank."""
 SECOND = ("local", "more", "noise_3BZ")
@@ -118,33 +124,43 @@ def joined(several: list[Views]) -> Views:
     return replace(first, **changed)
 
 
-def gradients(method: Method) -> dict[str, Tensor]:
-    return {
-        f"gradient.{name}": value.grad.clone() for name, value in method.named_parameters() if value.grad is not None
-    }
-
-
 def state(method: Method) -> dict[str, Tensor]:
-    """What a step leaves behind beside gradients: centres, queues, running statistics."""
-    return {f"buffer.{name}": value.clone() for name, value in method.named_buffers()}
+    """What a step leaves behind: gradients, moved targets, and centres, queues, running statistics."""
+    parameters = dict(method.named_parameters())
+    gradients = {f"gradient.{name}": value.grad for name, value in parameters.items() if value.grad is not None}
+    buffers = {f"buffer.{name}": value for name, value in method.named_buffers()}
+    left = gradients | buffers | {f"parameter.{name}": value for name, value in parameters.items()}
+    return {name: whole(value.detach()).clone() for name, value in left.items()}
 
 
 def work(number: int, folder: Path) -> None:
-    """One rank's step of every method."""
+    """One rank's step of every method, in each way to share it."""
     world = dist.get_world_size()
     for name in METHODS:
-        method = shared_method(name, folder / "things")
-        batch = random_batch(method, IMAGES * world)
-        torch.manual_seed(number)
-        views = views_of(method, part(batch, number, name))  # before the gradients are shared: it changes their type
-        shared = SharedGradients(method, method.losses)
-        losses = shared.losses(views, 0.25)
-        torch.stack(list(losses.values())).sum().backward()
-        method.update_target(0.25)
-        mean = torch.stack([loss.detach() for loss in losses.values()])
-        dist.all_reduce(mean)
-        left = {"losses": mean / world} | gradients(method) | state(method)
-        save_file({key: value.contiguous() for key, value in left.items()}, folder / f"{name}-{world}-{number}")
+        batch = random_batch(shared_method(name, folder / "things"), IMAGES * world)
+        for way in WAYS[world]:
+            method = shared_method(name, folder / "things")
+            torch.manual_seed(number)
+            views = views_of(method, part(batch, number, name))  # before anything is shared: it changes the type
+            if way == "whole":
+                shared: SharedGradients | ShardedWeights = SharedGradients(method, method.losses)
+            else:
+                shared = ShardedWeights(method, method.losses, CPU)
+            losses = shared.losses(views, 0.25)
+            torch.stack(list(losses.values())).sum().backward()
+            method.update_target(0.25)
+            mean = torch.stack([loss.detach() for loss in losses.values()])
+            dist.all_reduce(mean)
+            left = {"losses": mean / world} | state(method)
+            held = sum(local(value).numel() for value in method.parameters())
+            left["held"] = torch.tensor(held / sum(value.numel() for value in method.parameters()))
+            save_file(
+                {key: value.contiguous() for key, value in left.items()}, folder / f"{name}-{world}-{way}-{number}"
+            )
+
+
+def local(value: Tensor) -> Tensor:
+    return value.to_local() if isinstance(value, DTensor) else value
 
 
 @pytest.fixture(scope="module")
@@ -154,22 +170,25 @@ def left(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "things").mkdir()
     for name in METHODS:  # what methods need is made once, not by every rank
         shared_method(name, folder / "things")
-    for world in WORLDS:
+    for world in WAYS:
         as_ranks(world, work, folder)
     return folder
 
 
-@pytest.mark.parametrize("world", WORLDS)
-def test_many_ranks_are_one(name: str, world: int, left: Path) -> None:
+@pytest.mark.parametrize(("world", "way"), [(world, way) for world, ways in WAYS.items() for way in ways])
+def test_many_ranks_are_one(name: str, world: int, way: str, left: Path) -> None:
     method = shared_method(name, left / "things")
     batch = random_batch(method, IMAGES * world)
     several = [views_of(method, part(batch, number, name)) for number in range(world)]
     losses = method.losses(joined(several), 0.25)
     torch.stack(list(losses.values())).sum().backward()
     method.update_target(0.25)
-    expected = {"losses": torch.stack([loss.detach() for loss in losses.values()])} | gradients(method) | state(method)
+    expected = {"losses": torch.stack([loss.detach() for loss in losses.values()])} | state(method)
     for number in range(world):
-        found = load_file(left / f"{name}-{world}-{number}")
+        found = load_file(left / f"{name}-{world}-{way}-{number}")
+        held = float(found.pop("held"))
+        # A tensor whose first dimension is one (a class token) lies on the first rank alone.
+        assert held == 1 if way == "whole" else abs(held - 1 / world) < 0.15
         assert found.keys() == expected.keys()
         for key, value in expected.items():
             if value.is_floating_point():

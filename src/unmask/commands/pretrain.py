@@ -21,9 +21,11 @@ from unmask.data.sources import Source, open_source
 from unmask.data.statistics import first_readable
 from unmask.defaults import Wishes, cautious_batch, default_batch, default_workers, fit_settings
 from unmask.errors import STOPPED
+from unmask.interop.start import Start, start_settings
 from unmask.methods import find_method
 from unmask.methods.base import MethodConfig
-from unmask.pretrain import build_method, pretrain
+from unmask.models.pretrained import open_encoder
+from unmask.pretrain import begun_from, build_method, pretrain
 from unmask.ranks import from_all_ranks, rank, world_size
 from unmask.recipes import find_recipe
 from unmask.run_folder import RunFolder
@@ -51,6 +53,14 @@ class Pretrain:
     recipe: Annotated[str | None, Doc("Start from a ready-made configuration of `unmask recipes`.")] = None
     config: Annotated[Path | None, Doc("Start from the config.json of another run.")] = None
     encoder: Annotated[str | None, Doc("A timm ViT, for example vit_small_patch16_224.")] = None
+    from_weights: Annotated[
+        str | None,
+        tyro.conf.arg(metavar="FILE"),
+        Doc(
+            "Go on from an encoder: a run folder, an encoder file (also of `unmask import`) or timm:NAME. It decides "
+            "the network; heads and decoders begin at random."
+        ),
+    ] = None
     image_size: Annotated[
         tuple[int, ...] | None, Doc("Side of the crops in pixels, or height and width. Default: by the data.")
     ] = None
@@ -76,6 +86,11 @@ class Pretrain:
         ),
     ] = None
     devices: Annotated[int, Doc("Devices of this machine that train together, a process each (as torchrun does).")] = 1
+    shard: Annotated[
+        bool,
+        tyro.conf.FlagCreatePairsOff,
+        Doc("Each device holds a share of all weights only: for encoders that do not fit on one."),
+    ] = False
     restarts: Annotated[int, Doc("Times that all of them start again where one is killed or hangs.")] = 3
     patience: Annotated[float, Doc("Seconds without progress after which a device counts as hanging.")] = 600.0
     workers: Annotated[
@@ -87,9 +102,8 @@ class Pretrain:
 
 def run(arguments: Sequence[str]) -> int:
     """The exit code of `unmask pretrain`."""
-    base = _base(arguments)
-    command = parse(Pretrain, arguments, command="pretrain", default=_defaults(arguments, base))
-    _check(command)
+    command, base = read(arguments)
+    check(command)
     if command.devices > 1 and not launched():
         return launch(command.devices, ["pretrain", *arguments], restarts=command.restarts, say=_say)
     with joined(choose_device(command.options.device), command.patience) as watch:
@@ -101,7 +115,7 @@ def _run(command: Pretrain, base: RunConfig | None, console: Console, watch: Wat
     folder = RunFolder(command.out or Path("runs") / default_name(command))
     config, notes = resolve(command, base, folder)
     describe(config, folder, notes, console)
-    outcome = pretrain(config, folder, console, watch)
+    outcome = pretrain(config, folder, console, watch, shard=command.shard)
     if outcome.kind == "stopped":
         console.print(
             f"stopped by {outcome.signal} at step {outcome.step}, all saved; the same command resumes",
@@ -122,13 +136,25 @@ def _say(sentence: str) -> None:
     Console(soft_wrap=True).print(sentence, highlight=False, markup=False)
 
 
-def _check(command: Pretrain) -> None:
+def read(arguments: Sequence[str]) -> tuple[Pretrain, RunConfig | None]:
+    """What a command line says, and the configuration that it begins with. ValueError where it makes no sense."""
+    base = _base(arguments)
+    return parse(Pretrain, arguments, command="pretrain", default=_defaults(arguments, base)), base
+
+
+def check(command: Pretrain) -> None:
     """ValueError for options that cannot be."""
     if command.batch_size == "auto" and command.accumulate is not None:
         raise ValueError("--batch-size auto chooses the parts of a batch itself: leave --accumulate out")
     for name, value in (("--devices", command.devices), ("--accumulate", command.accumulate)):
         if value is not None and value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
+    if command.shard and command.batch_size == "auto":
+        raise ValueError("--batch-size auto tries whole networks on one device: leave it out with --shard")
+    if command.shard and command.devices == 1 and not launched():
+        raise ValueError("--shard spreads the weights over several devices: use it with --devices or torchrun")
+    if command.from_weights is not None and command.encoder is not None:
+        raise ValueError("--from-weights says which network the encoder is: leave --encoder out")
     if command.restarts < 0:
         raise ValueError(f"--restarts must be 0 or more, got {command.restarts}")
     if command.patience <= 0:
@@ -164,6 +190,7 @@ def _defaults(arguments: Sequence[str], base: RunConfig | None) -> Pretrain:
         options=TrainingOptions(**options),
         batch_size=base.training.batch_size,
         workers=base.training.workers,
+        from_weights=None if base.start is None else base.start.weights,
     )
 
 
@@ -171,6 +198,7 @@ def resolve(command: Pretrain, base: RunConfig | None, folder: RunFolder) -> tup
     """The full configuration of a run, and a sentence for everything that was chosen for data and machine."""
     data = _data(command)
     source = open_source(data)
+    command = _for_weights(command, base, folder)
     channels = command.settings.encoder.channels if command.channels is None else command.channels
     first_readable(source, channels=channels)
     settings, notes = _settings(command, source, fit_to_data=base is None)
@@ -183,11 +211,30 @@ def resolve(command: Pretrain, base: RunConfig | None, folder: RunFolder) -> tup
         workers=default_workers() if command.workers is None else command.workers,
         parts=_parts(command, base, folder),
     )
-    config = RunConfig(data=data, method=command.method_name, settings=settings, training=training)
+    start = None if command.from_weights is None else Start(weights=command.from_weights)
+    config = RunConfig(data=data, method=command.method_name, settings=settings, training=training, start=start)
     if command.batch_size == "auto":
         asked = None if base is None else base.training.batch_size
         config = replace(config, training=_fitting(config, asked, len(source), folder, notes))
     return config, [f"{len(source)} images", *notes]
+
+
+def _for_weights(command: Pretrain, base: RunConfig | None, folder: RunFolder) -> Pretrain:
+    """The command with the encoder and normalisation of the weights that it begins from.
+
+    Where the run has begun already its own configuration tells them, and the weights may be gone.
+    """
+    if command.from_weights is None:
+        return command
+    begun = begun_from(folder, command.from_weights)
+    if begun is None:
+        weights = open_encoder(command.from_weights)
+        encoder, mean, std = weights.encoder.config, weights.mean, weights.std
+    else:
+        encoder, mean, std = begun.settings.encoder, begun.settings.mean, begun.settings.std
+    usual = type(command.settings)() if base is None else base.settings
+    own = (command.settings.mean, command.settings.std) != (usual.mean, usual.std)
+    return replace(command, settings=start_settings(command.settings, usual, encoder, None if own else (mean, std)))
 
 
 def _data(command: Pretrain) -> str:
@@ -257,12 +304,13 @@ def _settings(command: Pretrain, source: Source, *, fit_to_data: bool) -> tuple[
         size = (encoder.image_height, encoder.image_width)
     if size is None and not fit_to_data:
         size = (encoder.image_height, encoder.image_width)
+    own = command.from_weights is not None and command.normalisation == "imagenet"  # the weights' own
     wishes = Wishes(
         encoder=command.encoder,
         image_size=None if size is None else (size[0], size[-1]),
         patch_size=command.patch_size,
         channels=command.channels,
-        normalisation=command.normalisation,
+        normalisation="given" if own else command.normalisation,
         lr=command.lr,
     )
     return fit_settings(command.settings, wishes, source)

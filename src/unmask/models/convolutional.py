@@ -7,6 +7,7 @@ Shape legend: B images, C channels, H x W pixels, N places of the map (row-major
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
 from typing import Any, NoReturn, cast
@@ -67,6 +68,11 @@ class ConvEncoder(Encoder):
     @property
     def network(self) -> nn.Module:
         return self.conv
+
+    @property
+    def blocks(self) -> Sequence[nn.Module]:
+        """None: how a network of convolutions is made up differs from family to family."""
+        return ()
 
     @property
     def timm_model(self) -> tuple[str, dict[str, Any]]:

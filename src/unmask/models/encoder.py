@@ -7,6 +7,7 @@ L tokens that come out (P + N, or P + visible), M masks (B, or a multiple), D wi
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from jaxtyping import Bool, Float
@@ -58,6 +59,11 @@ class Encoder(nn.Module, ABC):
     @abstractmethod
     def network(self) -> nn.Module:
         """The network without what only pre-training needs (mask token): what an encoder file holds."""
+
+    @property
+    @abstractmethod
+    def blocks(self) -> Sequence[nn.Module]:
+        """The parts that make up most of the network and are only ever called whole, in the order in which they are."""
 
     @property
     @abstractmethod

@@ -12,6 +12,7 @@ D width.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -113,7 +114,7 @@ class _Layout:
     def collect(self, map_MDHW: Tensor, tiles_like: Tensor) -> Tensor:
         """The inverse of `spread`, for tiles of the shape of `tiles_like`."""
         side, (rows, columns) = tiles_like.shape[2], self.grid
-        nested = map_MDHW.permute(0, 2, 3, 1).reshape(len(map_MDHW), rows, side, columns, side, -1)
+        nested = map_MDHW.permute(0, 2, 3, 1).reshape(map_MDHW.shape[0], rows, side, columns, side, -1)
         tiles = nested.transpose(2, 3).reshape(-1, side, side, map_MDHW.shape[1])
         if self.rows is not None:
             tiles = tiles.index_select(0, self.rows)
@@ -261,6 +262,11 @@ class HybridEncoder(Encoder):
     @property
     def network(self) -> nn.Module:
         return self.hybrid
+
+    @property
+    def blocks(self) -> Sequence[nn.Module]:
+        """The ViT blocks."""
+        return list(self.hybrid.blocks)
 
     @property
     def timm_model(self) -> None:

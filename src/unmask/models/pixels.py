@@ -10,7 +10,7 @@ of the palette, D width, h heads.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -178,6 +178,11 @@ class PixelEncoder(Encoder):
         return self.pixels
 
     @property
+    def blocks(self) -> Sequence[nn.Module]:
+        """All but the middle one, whose first norm is called alone."""
+        return [block for index, block in enumerate(self.pixels.blocks) if index != self.middle]
+
+    @property
     def timm_model(self) -> None:
         """timm has no such network."""
         return None
@@ -283,7 +288,7 @@ class PixelEncoder(Encoder):
         if hide_BN is not None:
             tokens_BND = tokens_BND.masked_fill(hide_BN[..., None], 0.0)
         if net.start is not None:
-            tokens_BND = torch.cat([net.start.expand(len(ids_BN), -1, -1), tokens_BND[:, :-1]], dim=1)
+            tokens_BND = torch.cat([net.start.expand(ids_BN.shape[0], -1, -1), tokens_BND[:, :-1]], dim=1)
         position: Tensor = net.pos_embed
         if grid != self.grid:
             position = resample_positions(position, self.grid, grid, prefix=0, way=self.config.position_resize)

@@ -11,7 +11,7 @@ timm alone loads such a file:
 over rows and columns is the feature. ConvMAE's hybrid is not in timm: its header names none ("timm_name" is null), and
 `read_encoder` reads it.
 
-Shape legend: B images, C channels, H x W pixels, D width.
+Shape legend: B images, C channels, H x W pixels, D width, r x c patches.
 """
 
 from __future__ import annotations
@@ -31,6 +31,8 @@ from unmask.models.build import build_encoder
 from unmask.models.encoder import Encoder
 from unmask.models.encoder_config import EncoderConfig
 from unmask.models.model_file import WRONG_VALUES, config_of, described, header_of, normalisation_of, read_tensors
+from unmask.models.vit import VitEncoder
+from unmask.ranks import whole
 from unmask.views import normalise, to_float
 
 HEADER = "unmask_encoder"
@@ -50,11 +52,32 @@ class PretrainedEncoder:
     """Name of the method that trained it, where that is known."""
 
     @torch.no_grad()
-    def features(self, images_BCHW: UInt8[Tensor, "B C H W"], pooling: Pooling = "mean") -> Float[Tensor, "B D"]:
-        """Pooled float32 features of uint8 images, computed where the encoder is, returned on the CPU."""
+    def features(
+        self, images_BCHW: UInt8[Tensor, "B C H W"], pooling: Pooling = "mean", block: int | None = None
+    ) -> Float[Tensor, "B D"]:
+        """Pooled float32 features of uint8 images, computed where the encoder is, returned on the CPU.
+
+        `block`: of the tokens after this block of a ViT (0 is the first) and the final norm; None: the last one's.
+        """
+        return self.encoder.pool(self._tokens(images_BCHW, block), pooling).float().cpu()
+
+    @torch.no_grad()
+    def maps(self, images_BCHW: UInt8[Tensor, "B C H W"], block: int | None = None) -> Float[Tensor, "B D r c"]:
+        """The patch tokens as a map; all else as for `features`."""
+        patches_BND = self.encoder.patches(self._tokens(images_BCHW, block))
+        rows = images_BCHW.shape[2] // self.encoder.patch[0]
+        return patches_BND.transpose(1, 2).unflatten(2, (rows, -1)).float().cpu()
+
+    def _tokens(self, images_BCHW: Tensor, block: int | None) -> Tensor:
         device = next(self.encoder.parameters()).device
         images = normalise(to_float(images_BCHW.to(device)), self.mean, self.std)
-        return self.encoder.pool(self.encoder(images), pooling).float().cpu()
+        if block is None:
+            return self.encoder(images)
+        if not isinstance(self.encoder, VitEncoder):
+            raise ValueError(f"{self.encoder.config.name!r} is no ViT, of which a block could be chosen; leave it out")
+        if not 0 <= block < self.encoder.depth:
+            raise ValueError(f"block {block} is not there: the encoder's blocks are 0 to {self.encoder.depth - 1}")
+        return self.encoder.norm(self.encoder.block_outputs(images, (block,))[0])
 
     def to(self, device: torch.device) -> PretrainedEncoder:
         """The same encoder, moved to `device` and set to eval mode."""
@@ -77,7 +100,7 @@ def encoder_file(
         "encoder": dataclasses.asdict(encoder.config),
         **facts,
     }
-    state = {key: value.detach().cpu() for key, value in encoder.network.state_dict().items()}
+    state = {key: whole(value.detach()).cpu() for key, value in encoder.network.state_dict().items()}
     return state, {HEADER: json.dumps(header)}
 
 

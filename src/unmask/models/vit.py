@@ -7,7 +7,7 @@ L tokens that the blocks see (P + N, or P + visible), M masks (B, or a multiple)
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -147,10 +147,20 @@ class VitEncoder(Encoder):
         return self.vit
 
     @property
-    def timm_model(self) -> tuple[str, dict[str, Any]]:
+    def blocks(self) -> Sequence[nn.Module]:
+        return list(self.vit.blocks)
+
+    @property
+    def timm_model(self) -> tuple[str, dict[str, Any]] | None:
         # Stochastic depth is for training; whoever loads the encoder decides anew.
         name, arguments = timm_arguments(self.config)
-        return name, arguments | {"drop_path_rate": 0.0}
+        arguments["drop_path_rate"] = 0.0
+        if not self.config.final_norm:
+            if isinstance(self.vit, Beit):
+                return None  # timm's always has a norm, here or after pooling
+            plain = isinstance(self.vit, VisionTransformer)
+            arguments["final_norm" if plain else "use_post_transformer_norm"] = False
+        return name, arguments
 
     def block_outputs(
         self,
@@ -264,7 +274,7 @@ class VitEncoder(Encoder):
         if replace_BN is not None and self.mask_token is None:
             raise ValueError("this encoder was built without a mask token; build it with mask_token=True")
         # What no token comes of is not embedded: dropped patches, and replaced ones where their number is known.
-        batch = len(images_BCHW)
+        batch = images_BCHW.shape[0]  # not len(): that would fix the batch of an export
         own_BV = visible_BV if visible_BV is not None and len(visible_BV) == batch else None
         if replace_BN is not None and hidden is not None:
             shown = self._embed_patches(images_BCHW, visible_indices(replace_BN, hidden=hidden))
@@ -298,7 +308,7 @@ class VitEncoder(Encoder):
             patches = patches.flatten(0, 1).index_select(0, rows).unflatten(0, visible_BV.shape)
         tokens = patches
         if prefix_1PD is not None:
-            tokens = torch.cat([prefix_1PD.to(tokens.dtype).expand(len(tokens), -1, -1), tokens], dim=1)
+            tokens = torch.cat([prefix_1PD.to(tokens.dtype).expand(tokens.shape[0], -1, -1), tokens], dim=1)
         tokens = vit.pos_drop(tokens)
         if not isinstance(vit, Beit):
             tokens = vit.norm_pre(tokens)

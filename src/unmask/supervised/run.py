@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -113,7 +114,7 @@ class _SupervisedJob(Job[B]):
     def restore(self, values: dict[str, Any]) -> None:
         """Nothing but the trainer's state lasts from step to step."""
 
-    def finish(self, run: RunState) -> None:
+    def finish(self, run: RunState) -> Callable[[], object]:
         facts = {
             "protocol": self.config.protocol,
             "encoder_from": self.config.encoder,
@@ -121,7 +122,7 @@ class _SupervisedJob(Job[B]):
             "data": self.config.data,
             "version": __version__,
         }
-        write_atomically(self.folder.path / self.subject.file_name, *self.subject.file(facts))
+        return partial(write_atomically, self.folder.path / self.subject.file_name, *self.subject.file(facts))
 
 
 def start_encoder(config: SupervisedConfig) -> PretrainedEncoder:

@@ -6,7 +6,9 @@ for tokenizers that paint, FILE.png. Shape legend: B images, C channels, H x W p
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -195,11 +197,14 @@ class _TokenizerJob(Job[Batch]):
     def restore(self, values: dict[str, Any]) -> None:
         """Nothing but the trainer's state lasts from step to step."""
 
-    def finish(self, run: RunState) -> None:
+    def finish(self, run: RunState) -> Callable[[], object]:
+        return partial(self._write, run.folder.path)
+
+    def _write(self, folder: Path) -> None:
         tokenizer = self.trainee.tokenizer
         write_atomically(self.out, *tokenizer_file(tokenizer, {"version": __version__, "data": self.config.data}))
         if isinstance(tokenizer, PaintingTokenizer):
-            aside = run.folder.path / ".sheet.part"
+            aside = folder / ".sheet.part"
             aside.write_bytes(sheet(tokenizer, self.images_BCHW[:SHEET_IMAGES]))
             aside.replace(self.out.with_suffix(".png"))
 

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from unmask.disk import flush_folder
 from unmask.errors import in_short
+from unmask.training.sharded import shared_out
 
 FORMAT = 1
 HEADER = "unmask_checkpoint"
@@ -169,8 +170,11 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def load_module_tensors(module: nn.Module, tensors: dict[str, Tensor]) -> None:
-    """Put tensors under "model." into a module; names and shapes must fit exactly."""
+    """Put tensors under "model." into a module; names and shapes must fit exactly. Of a sharded one each rank takes its
+    share."""
+    held = module.state_dict()
     state = {name.removeprefix("model."): value for name, value in tensors.items() if name.startswith("model.")}
+    state = {name: shared_out(value, held[name]) if name in held else value for name, value in state.items()}
     try:
         module.load_state_dict(state)
     except RuntimeError as error:
@@ -184,4 +188,4 @@ def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: dict[str, 
             start = f"optimizer.{name}."
             quantities = {key.removeprefix(start): value for key, value in tensors.items() if key.startswith(start)}
             if quantities:
-                optimizer.state[parameter] = quantities
+                optimizer.state[parameter] = {key: shared_out(value, parameter) for key, value in quantities.items()}

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from unmask.trainee import Losses
+
+T = TypeVar("T")
 
 
 class _Losses(nn.Module):
@@ -43,3 +45,7 @@ class SharedGradients:
         """Within it gradients are added up on each rank and not averaged yet: for all parts of a step but its last."""
         apart: AbstractContextManager[None] = self._module.no_sync()
         return apart
+
+    def at_hand(self, call: Callable[[], T]) -> T:
+        """Call with all weights at hand, as they always are."""
+        return call()

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Annotated, Any, Generic, Literal
+from typing import Annotated, Any, Generic, Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -28,9 +28,11 @@ from unmask.training.checkpoint import (
     module_tensors,
     optimizer_tensors,
 )
+from unmask.training.sharded import ShardedWeights, gathered
 from unmask.training.shared import SharedGradients
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,7 +176,8 @@ def choose_precision(precision: Precision, device: torch.device) -> torch.dtype 
 class Trainer(Generic[B]):
     """A method, or another trainee, with its optimizer and scaler, and the number of steps taken.
 
-    `phase` is told which part of a step begins and ends (`unmask bench` measures so).
+    With `shard` each of several ranks holds a share of all weights only; every rank must then call whatever computes
+    with them or saves them. `phase` is told which part of a step begins and ends (`unmask bench` measures so).
     """
 
     latest: StepResult
@@ -187,21 +190,29 @@ class Trainer(Generic[B]):
         *,
         steps_per_epoch: int,
         device: torch.device,
+        shard: bool = False,
         phase: Phase = unwatched,
     ) -> None:
-        self.trainee = trainee.to(device).train()
+        self.trainee = trainee.train()
         self.config = config
         self.device = device
         self.step = 0
         self.total_steps = max(1, round(config.epochs * steps_per_epoch))
         self.dtype = choose_precision(config.precision, device)
+        losses: Callable[[Any, float], Losses] = torch.compile(trainee.losses) if config.compile else trainee.losses
+        self.sharded = shard and world_size() > 1
+        self._shared: SharedGradients | ShardedWeights | None = None
+        if self.sharded:
+            # Before anything else goes to the device, which may not hold it whole.
+            self._shared = ShardedWeights(trainee, losses, device)
+        trainee.to(device)
+        if world_size() > 1 and not self.sharded:
+            self._shared = SharedGradients(trainee, losses)
+        # One rank's gradients are its own: nothing need be wrapped.
+        self._losses = losses if self._shared is None else self._shared.losses
         self.optimizer = build_optimizer(trainee, trainee.rule, trainee.optimizer_config)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
         self.mine = parts_of_rank(config.parts)
-        losses: Callable[[Any, float], Losses] = torch.compile(trainee.losses) if config.compile else trainee.losses
-        # One rank's gradients are its own: nothing need be wrapped.
-        self._shared = SharedGradients(self.trainee, losses) if world_size() > 1 else None
-        self._losses = losses if self._shared is None else self._shared.losses
         plain = device.type == "cpu" and self.dtype is None and not config.compile
         self._products = quick_products if plain and gains_by_products(trainee) else nullcontext
         self._phase = phase
@@ -216,6 +227,15 @@ class Trainer(Generic[B]):
     def _guarded(self) -> bool:
         """Whether the optimizer itself leaves out a step that it is told is not finite (in fp16 the scaler tells)."""
         return not self.scaler.is_enabled() and bool(self.optimizer.defaults.get("fused"))
+
+    def at_hand(self, call: Callable[[], T]) -> T:
+        """Call something that computes with the weights outside a step."""
+        return call() if self._shared is None else self._shared.at_hand(call)
+
+    @property
+    def checkpoint_device(self) -> torch.device:
+        """Where a checkpoint is to be read to: what is sharded does not fit on a device whole."""
+        return torch.device("cpu") if self.sharded else self.device
 
     @property
     def reading_is_free(self) -> bool:
@@ -336,9 +356,12 @@ class Trainer(Generic[B]):
             self.latest = StepResult(loss=sum(losses.values()), losses=losses, gradient_norm=norm, lr=figures.lr)
 
     def state(self, values: dict[str, Any]) -> Checkpoint:
-        """Everything that the rest of the run depends on, and `values` beside it. NonFiniteLoss as from `settle`."""
+        """Everything that the rest of the run depends on, and `values` beside it. NonFiniteLoss as from `settle`.
+
+        Of weights that are sharded the first rank alone gets what all hold.
+        """
         self.settle()
-        tensors = module_tensors(self.trainee) | optimizer_tensors(self.optimizer)
+        tensors = gathered(module_tensors(self.trainee) | optimizer_tensors(self.optimizer))
         return Checkpoint(tensors, values | {"step": self.step, "scaler": self.scaler.state_dict()})
 
     def restore(self, checkpoint: Checkpoint) -> None:
