@@ -373,16 +373,21 @@ def test_a_step_that_is_not_finite_is_left_out_and_the_run_goes_on(
     assert RunFolder(tmp_path / "run").steps_left_out() == [7, 9]
 
 
+@pytest.mark.parametrize("broken", [7, 8, 9])
 def test_weights_that_are_spoilt_come_back_from_the_last_checkpoint(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    broken: int, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    break_steps(monkeypatch, {7}, poisons=True)
+    """Also where a checkpoint would be due (step 10) before anybody knows that they are spoilt: it is not written."""
+    break_steps(monkeypatch, {broken}, poisons=True)
     config = tiny_config("mae", data, epochs=20, checkpoint_every=5, max_nonfinite=3)
     monkeypatch.setattr("unmask.pretrain.HEALTH_CHECKS", 1)
     outcome, said = run(config, tmp_path / "run")
     assert outcome == Outcome("finished", 40)
     # The step itself, and the two after it with the weights that it has spoilt.
-    assert [record["number"] for record in read_records(tmp_path / "run", "left out")] == [7, 8, 9]
+    left_out = read_records(tmp_path / "run", "left out")
+    assert [record["number"] for record in left_out] == [broken, broken + 1, broken + 2]
+    assert [record.get("back") for record in left_out] == [None, None, 5]
+    assert ("step 10 is not saved: its weights are not finite" in said) == (broken != 7)
     assert "the weights of step 5 come back, and the batches since then are left out" in said
     assert read_records(tmp_path / "run", "step")[-1]["step"] == 40
 

@@ -152,6 +152,22 @@ def test_bad_files_are_counted_and_named(tmp_path: Path) -> None:
     assert "cold/two ü.png\tit is not an image of a known format" in page
 
 
+def test_steps_left_out_and_jumps_of_the_loss_are_told(data: Path, tmp_path: Path) -> None:
+    folder = run(tiny_config("mae", data), tmp_path / "run")
+    assert "Nothing wrong was seen during training." in outline_of(folder)[1]
+    folder.append({"kind": "left out", "step": 2, "number": 2, "reason": "loss 'contrast' is nan, samples 5, 11"})
+    folder.append({"kind": "spike", "step": 3, "loss": 9.0, "warning": "the loss jumped from about 1 to 9"})
+    kept = folder.left_out(2)
+    kept.parent.mkdir()
+    kept.hardlink_to(checkpoint_path(folder.checkpoints, 4))
+    outline, page = outline_of(folder)
+    assert "Steps left out (1)" in outline.headings
+    assert "<td>5, 11</td>" in page
+    assert "One step was left out of the training, because loss &#x27;contrast&#x27; is nan (step 2)." in page
+    assert "At step 3 the loss jumped from about 1 to 9." in page
+    assert f"`unmask replay {folder.path}` takes a step that was left out again" in page
+
+
 def test_scores_of_evaluations_are_the_verdict(data: Path, tmp_path: Path) -> None:
     folder = run(tiny_config("mae", data), tmp_path / "run")
     for network, top1 in (("pixels", 40.0), ("random", 55.5), ("pretrained", 70.0)):

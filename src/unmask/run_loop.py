@@ -212,7 +212,7 @@ class _Loop(RunState, Generic[B]):
             if self.saved_step != trainer.step:
                 self._save()
             self._wait_for_the_first()
-            return Outcome("stopped", trainer.step, self.stop.asked or "another rank's signal")
+            return Outcome("stopped", self.saved_step or 0, self.stop.asked or "another rank's signal")
         if self.looks:
             write = self.job.finish(self)
             if self.chief:
@@ -319,14 +319,16 @@ class _Loop(RunState, Generic[B]):
         assert error.step is not None
         if self.chief:
             self._keep_for_replay(error.step)
-        back = self.left_out.note(error)
-        self.log("left out", number=error.step, reason=error.what)
+        checkpoint = None
+        if back := self.left_out.note(error):
+            checkpoint, _ = self.folder.newest_checkpoint(trainer.checkpoint_device)
+        to = {} if checkpoint is None else {"back": int(checkpoint.values["step"])}
+        self.log("left out", number=error.step, reason=error.what, **to)
         if trainer.step == error.step:
             trainer.leave_out()
         if not back:
             self.say(f"warning: step {error.step} is left out: {error.what}")
             return
-        checkpoint, _ = self.folder.newest_checkpoint(trainer.checkpoint_device)
         if checkpoint is None:
             raise error
         now = trainer.step
@@ -403,6 +405,10 @@ class _Loop(RunState, Generic[B]):
             self.bad_files |= bad
         if self.looks:
             state = self.trainer.state(self._values())
+            if self.chief and not self.trainer.is_finite(state):
+                # Whatever spoilt them, the checkpoint before is what they can come back from.
+                self.say(f"warning: step {self.trainer.step} is not saved: its weights are not finite")
+                return
             if self.chief:
                 self._patiently(lambda: self._write_checkpoint(state))
         self.saved_step = self.trainer.step

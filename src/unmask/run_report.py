@@ -30,6 +30,7 @@ from unmask.report import (
     evaluation_table,
     health_table,
     learning_charts,
+    left_out_table,
     neighbour_sheet,
     pick_queries,
     read_log,
@@ -61,6 +62,8 @@ def write_report(folder: RunFolder) -> Path:
     method = build_method(config)
     info = method.info
     figures, trouble = _figures(config, folder, method)
+    if folder.steps_left_out():
+        trouble.append(f"`unmask replay {folder.path}` takes a step that was left out again, and says what broke.")
     page = Page(
         run=folder.path.name,
         method=info.title,
@@ -73,7 +76,7 @@ def write_report(folder: RunFolder) -> Path:
         warnings=(*run_warnings(records), *trouble),
         charts=learning_charts(records),
         figures=figures,
-        tables=(evaluation_table(records), health_table(records)),
+        tables=(evaluation_table(records), health_table(records), left_out_table(records)),
         config=json.loads(folder.config_file.read_text()),
         bad_files=folder.bad_files.read_text(encoding="utf-8", errors="replace").splitlines()
         if folder.bad_files.exists()

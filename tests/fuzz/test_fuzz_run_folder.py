@@ -20,6 +20,7 @@ from unmask.report import (
     evaluation_table,
     health_table,
     learning_charts,
+    left_out_table,
     read_log,
     render_page,
     run_facts,
@@ -63,6 +64,10 @@ def records() -> list[dict[str, Any]]:
                 "score": score,
             },
         ]
+    made += [
+        {"kind": "left out", "step": 2, "number": 2, "reason": "loss 'contrast' is nan, samples 4, 1"},
+        {"kind": "spike", "step": 3, "loss": 9.0, "warning": "the loss jumped"},
+    ]
     return made
 
 
@@ -83,7 +88,7 @@ def test_logs(fuzz: Fuzz, tmp_path: Path) -> None:
             facts=run_facts(found, step),
             warnings=run_warnings(found),
             charts=learning_charts(found),
-            tables=(evaluation_table(found), health_table(found)),
+            tables=(evaluation_table(found), health_table(found), left_out_table(found)),
             config={"epoch": epoch},
             versions={},
         )

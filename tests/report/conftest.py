@@ -13,6 +13,7 @@ from unmask.report import (
     evaluation_table,
     health_table,
     learning_charts,
+    left_out_table,
     neighbour_sheet,
     pick_queries,
     reconstruction_sheet,
@@ -98,6 +99,10 @@ def page(records: list[Record]) -> Page:
     )
     queries = pick_queries(images, mask, (4, 4), 3)
     attention = torch.rand(2, 6, 16, generator=generator)
+    broken: list[Record] = [
+        {"kind": "left out", "step": 7, "number": 7, "reason": f"loss {HOSTILE} is nan, samples {HOSTILE}"},
+        {"kind": "spike", "step": 9, "loss": 8.0, "warning": f"the loss jumped{HOSTILE}"},
+    ]
     return Page(
         run=HOSTILE,
         method=HOSTILE,
@@ -107,7 +112,7 @@ def page(records: list[Record]) -> Page:
         verdict=HOSTILE,
         accuracies=accuracies(records),
         facts=run_facts(records, 123456),
-        warnings=(*run_warnings(records), HOSTILE),
+        warnings=(*run_warnings([*records, *broken]), HOSTILE),
         charts=learning_charts([*records, {"kind": "step", "step": 20, "loss": 1.0, "losses": {HOSTILE: 1.0}}]),
         figures=[
             Figure(title="Filled in", sheets={"": reconstruction_sheet(images, images, mask, (4, 4))}),
@@ -118,7 +123,7 @@ def page(records: list[Record]) -> Page:
             Figure(title="Attention", sheets={"": attention_sheet(images, attention, (4, 4))}),
             Figure(title="Nearest", sheets={HOSTILE: neighbours, "Pre-trained": neighbours}),
         ],
-        tables=[evaluation_table(records), health_table(records)],
+        tables=[evaluation_table(records), health_table(records), left_out_table(broken)],
         config={HOSTILE: HOSTILE, "encoder": {"name": HOSTILE, "rates": [0.1, None, True]}},
         bad_files=[f"{number}{HOSTILE}.jpg" for number in range(60)],
         versions={"unmask": HOSTILE},

@@ -91,6 +91,8 @@ def test_the_head_says_before_after_and_floor(page: Page) -> None:
 
 def test_warnings_are_listed_or_quietly_absent(page: Page) -> None:
     assert "The features are narrow" in render_page(page)
+    assert "One step was left out of the training, because loss &lt;script&gt;" in render_page(page)
+    assert "At step 9 the loss jumped&lt;script&gt;" in render_page(page)
     assert "Nothing wrong was seen" not in render_page(page)
     quiet = render_page(replace(page, warnings=()))
     assert "Nothing wrong was seen during training." in quiet

@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-from unmask.report import Score, accuracies, evaluation_table, health_table, run_facts, run_warnings
+import pytest
+
+from unmask.report import (
+    Score,
+    accuracies,
+    evaluation_table,
+    health_table,
+    left_out_table,
+    run_facts,
+    run_warnings,
+)
 from unmask.report.log import Record
 from unmask.report.text import SPACE
 
@@ -35,6 +45,51 @@ def test_a_warning_is_said_once_with_its_steps(records: list[Record]) -> None:
     once: list[Record] = [{"kind": "health", "step": 1234, "figures": {}, "warnings": ["Bad."]}]
     assert run_warnings(once) == ("Bad. (step 1,234)",)
     assert run_warnings([]) == ()
+
+
+def left_out(number: int, what: str, step: int) -> Record:
+    return {"kind": "left out", "step": step, "number": number, "reason": f"{what}, samples 3, 1{number}"}
+
+
+def test_steps_left_out_are_told_by_what_was_not_finite() -> None:
+    # Two of them were read together, and one was left out again after a restart.
+    records = [left_out(7, "loss 'contrast' is nan", 10), left_out(9, "the gradient's norm is inf", 10)]
+    records += [left_out(1234, "loss 'contrast' is nan", 1234), left_out(7, "loss 'contrast' is nan", 7)]
+    advice = "If there are many, try a lower --lr, clipping, or --precision fp32."
+    assert run_warnings(records) == (
+        "2 steps were left out of the training, because loss 'contrast' is nan "
+        f"(2 times, first at step 7, last at step 1,234). {advice}",
+        f"One step was left out of the training, because the gradient's norm is inf (step 9). {advice}",
+    )
+    table = left_out_table(records)
+    assert table.title == "Steps left out (3)"
+    assert table.rows == (
+        ("7", "loss 'contrast' is nan", "3, 17"),
+        ("9", "the gradient's norm is inf", "3, 19"),
+        ("1,234", "loss 'contrast' is nan", "3, 11234"),
+    )
+    assert left_out_table([]).rows == ()
+    back = run_warnings([*records, left_out(1235, "loss 'contrast' is nan", 1235) | {"back": 1000}])
+    assert back[-1] == "After step 1,235 the weights of step 1,000 came back."
+
+
+@pytest.mark.parametrize(
+    ("losses", "end"),
+    [
+        ({5: 4.0}, "At step 5 the loss jumped to 4.0: resume."),
+        (
+            {5: 4.0, 60: 9.0, 1200: None},
+            "At step 60 the loss jumped to 9.0: resume "
+            "(the highest of 3 jumps, the first at step 5, the last at step 1,200).",
+        ),
+    ],
+)
+def test_jumps_of_the_loss_are_told_once(losses: dict[int, float | None], end: str) -> None:
+    records: list[Record] = [
+        {"kind": "spike", "step": step, "loss": loss, "warning": f"the loss jumped to {loss}: resume"}
+        for step, loss in losses.items()
+    ]
+    assert run_warnings(records) == (end,)
 
 
 def test_damaged_lines_are_told() -> None:

@@ -85,6 +85,15 @@ def test_the_page_holds_score_pictures_and_configuration(evil: Path) -> None:
     assert "There are no pictures" not in page
 
 
+def test_a_step_left_out_is_told(evil: Path, tmp_path: Path) -> None:
+    shutil.copytree(evil, tmp_path / "run")
+    folder = RunFolder(tmp_path / "run")
+    folder.append({"kind": "left out", "step": 2, "number": 2, "reason": "loss '<u>class' is nan, samples 5, 11"})
+    page = page_of(folder.path)
+    assert "One step was left out of the training, because loss &#x27;&lt;u&gt;class&#x27; is nan (step 2)." in page
+    assert "Steps left out (1)" in page
+
+
 def test_no_name_is_taken_for_markup(evil: Path) -> None:
     page = page_of(evil)
     for name in ("<script>alert(1)", "<img src=x", "<blink>data", "<b>bad"):

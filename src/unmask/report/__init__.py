@@ -24,6 +24,7 @@ from unmask.report.summary import (
     accuracies,
     evaluation_table,
     health_table,
+    left_out_table,
     run_facts,
     run_warnings,
 )
@@ -44,6 +45,7 @@ __all__ = [
     "evaluation_table",
     "health_table",
     "learning_charts",
+    "left_out_table",
     "line_chart",
     "masked_image",
     "neighbour_sheet",

@@ -1,4 +1,4 @@
-"""The log of a run as records: one JSON object a line, of kind step, evaluation, health or event."""
+"""The log of a run as records: one JSON object a line, of kind step, evaluation, health, spike, left out or event."""
 
 from __future__ import annotations
 
@@ -9,10 +9,17 @@ from typing import Any
 
 Record = dict[str, Any]
 _HUGE = 1e15  # no step, time or score is as large; beyond, an axis has no two ends
-_FINITE = ("step", "epoch", "time", "images_per_second")
+_FINITE = ("step", "number", "back", "epoch", "time", "images_per_second")
 _OFTEN_NOT_FINITE = ("loss", "lr", "grad_norm")
 _SCORES = ("top1", "top5", "mean_class", "mean_ap", "mean_iou", "box_ap", "n")
-_NEEDED = {"step": ("step",), "health": ("step",), "evaluation": ("epoch", "name", "network", "score")}
+_NEEDED = {
+    "step": ("step",),
+    "health": ("step",),
+    "spike": ("step", "warning"),
+    "left out": ("number", "reason"),
+    "evaluation": ("epoch", "name", "network", "score"),
+}
+_TEXTS = ("name", "network", "warning", "reason")
 
 
 def read_log(path: Path) -> list[Record]:
@@ -55,7 +62,7 @@ def _is_sound(record: Record) -> bool:
         and all(key in record for key in _NEEDED.get(kind, ()))
         and all(_is_finite(record[key]) for key in _FINITE if key in record)
         and all(_is_number(record.get(key)) for key in _OFTEN_NOT_FINITE)
-        and all(isinstance(record.get(key, ""), str) for key in ("name", "network"))
+        and all(isinstance(record.get(key, ""), str) for key in _TEXTS)
         and all(_are_numbers(record.get(key, {})) for key in ("losses", "figures"))
         and isinstance(record.get("warnings", []), list)
         and (kind != "evaluation" or (isinstance(score, dict) and _is_sound_score(score)))

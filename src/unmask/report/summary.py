@@ -94,11 +94,64 @@ def run_warnings(records: list[Record]) -> tuple[str, ...]:
         for sentence in record.get("warnings", []):
             seen.setdefault(str(sentence), []).append(int(record.get("step", 0)))
     found = [f"{sentence} ({_when(steps)})" for sentence, steps in seen.items()]
+    found += _jumps(of_kind(records, "spike"))
+    found += _left_out(_steps_left_out(records))
     damaged = sum(record.get("kind") == "damaged" for record in records)
     if damaged:
         lines = "One line" if damaged == 1 else f"{damaged} lines"
         found.append(f"{lines} of the log could not be read: a run that was killed while writing leaves such lines.")
     return tuple(found)
+
+
+def _jumps(jumps: list[Record]) -> list[str]:
+    """One sentence for all jumps of the loss: the highest one's."""
+    if not jumps:
+        return []
+    steps = [int(record["step"]) for record in jumps]
+    highest = max(jumps, key=lambda record: float(record.get("loss") or 0))
+    others = ""
+    if len(jumps) > 1:
+        first, last = count(steps[0]), count(steps[-1])
+        others = f" (the highest of {len(jumps)} jumps, the first at step {first}, the last at step {last})"
+    return [f"At step {count(int(highest['step']))} {highest['warning']}{others}."]
+
+
+def _steps_left_out(records: list[Record]) -> list[Record]:
+    """The steps that were left out, by their numbers; one that was left out again after a restart counts once."""
+    latest = {int(record["number"]): record for record in records if record.get("kind") == "left out"}
+    return [latest[number] for number in sorted(latest)]
+
+
+def _left_out(steps: list[Record]) -> list[str]:
+    """One sentence for each figure that was not finite, and one for each time that earlier weights came back."""
+    numbers: dict[str, list[int]] = {}
+    for record in steps:
+        what, _ = _what_and_samples(record)
+        numbers.setdefault(what, []).append(int(record["number"]))
+    returns = [
+        f"After step {count(int(record['number']))} the weights of step {count(int(record['back']))} came back."
+        for record in steps
+        if "back" in record
+    ]
+    return [
+        f"{'One step was' if len(found) == 1 else f'{count(len(found))} steps were'} left out of the training, "
+        f"because {what} ({_when(found)}). If there are many, try a lower --lr, clipping, or --precision fp32."
+        for what, found in numbers.items()
+    ] + returns
+
+
+def _what_and_samples(record: Record) -> tuple[str, str]:
+    """Why a step was left out, and the places of its images in the data."""
+    what, _, samples = str(record["reason"]).partition(", samples ")
+    return what, samples
+
+
+def left_out_table(records: list[Record]) -> Table:
+    """Every step that was left out, evenly thinned, with the places of its images in the data."""
+    steps = _steps_left_out(records)
+    rows = [(count(int(record["number"])), *_what_and_samples(record)) for record in _thinned(steps)]
+    title = f"Steps left out ({count(len(steps))})"
+    return Table(title=title, headers=("step", "because", "images, by their place in the data"), rows=tuple(rows))
 
 
 def evaluation_table(records: list[Record]) -> Table:
@@ -133,17 +186,21 @@ def health_table(records: list[Record]) -> Table:
     """The health figures over the run, evenly thinned."""
     made = of_kind(records, "health")
     names = list(dict.fromkeys(name for record in made for name in record.get("figures", {})))
-    every = max(1, -(-len(made) // ROWS_AT_MOST))
-    kept = made[::-1][::every][::-1]
     rows: list[tuple[str, ...]] = [
         (
             count(int(record.get("step", 0))),
             *(_number_or_dash(record.get("figures", {}).get(name)) for name in names),
         )
-        for record in kept
+        for record in _thinned(made)
     ]
     headers = ("step", *(name.replace("_", " ") for name in names))
     return Table(title="Health", headers=headers, rows=tuple(rows))
+
+
+def _thinned(records: list[Record]) -> list[Record]:
+    """As many as a table holds, evenly taken, the last one always."""
+    every = max(1, -(-len(records) // ROWS_AT_MOST))
+    return records[::-1][::every][::-1]
 
 
 def _score(record: Record) -> Score:

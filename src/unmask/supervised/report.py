@@ -17,9 +17,11 @@ from unmask.report import (
     accuracies,
     evaluation_table,
     learning_charts,
+    left_out_table,
     read_log,
     render_page,
     run_facts,
+    run_warnings,
 )
 from unmask.report.headline import headline
 from unmask.run_folder import RunFolder
@@ -57,10 +59,10 @@ def write_supervised_report(folder: RunFolder) -> Path:
         verdict=_verdict(scores),
         accuracies=accuracies(records),
         facts=run_facts(records, step * config.training.batch_size),
-        warnings=trouble,
+        warnings=(*run_warnings(records), *trouble),
         charts=learning_charts(records),
         figures=figures,
-        tables=(evaluation_table(records),),
+        tables=(evaluation_table(records), left_out_table(records)),
         config=json.loads(folder.config_file.read_text()),
         bad_files=folder.bad_files.read_text(encoding="utf-8", errors="replace").splitlines()
         if folder.bad_files.exists()

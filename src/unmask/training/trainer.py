@@ -364,6 +364,11 @@ class Trainer(Generic[B]):
         tensors = gathered(module_tensors(self.trainee) | optimizer_tensors(self.optimizer))
         return Checkpoint(tensors, values | {"step": self.step, "scaler": self.scaler.state_dict()})
 
+    def is_finite(self, state: Checkpoint) -> bool:
+        """Whether all parameters in what `state` gave are finite. Buffers need not be: masks may hold infinities."""
+        names = (f"model.{name}" for name, _ in self.trainee.named_parameters())
+        return all(bool(state.tensors[name].isfinite().all()) for name in names)
+
     def restore(self, checkpoint: Checkpoint) -> None:
         """Go on from a checkpoint of the same method."""
         load_module_tensors(self.trainee, checkpoint.tensors)
