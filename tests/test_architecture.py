@@ -53,6 +53,7 @@ ORDER = (
     "evaluate",
     "study",
     "run_report",
+    "model_card",
     "replay",
     "tokenizer_training",
     "bench",

@@ -19,6 +19,7 @@ from unmask.errors import Failure
 COMMANDS = {
     "pretrain": "turn a folder of images into an encoder",
     "import": "weights of others as an encoder: authors' checkpoints, timm, transformers",
+    "export": "an encoder for others: timm, transformers, ONNX, torch.export",
     "evaluate": "what an encoder is worth: kNN, linear probe",
     "compare": "encoders or methods side by side on labelled images",
     "replay": "take a step again that was left out because it was not finite",

@@ -30,8 +30,9 @@ from torch import Tensor, nn
 
 from unmask.models.build import build_encoder
 from unmask.models.convolutional import ConvEncoder
-from unmask.models.encoder_config import EncoderConfig
+from unmask.models.encoder_config import EncoderConfig, timm_arguments
 from unmask.models.model_file import WRONG_VALUES, config_of, described, header_of, normalisation_of, read_tensors
+from unmask.models.vit import VitEncoder
 from unmask.tasks.classification import ClassificationTask, Classifier, ClassifierConfig
 from unmask.views import normalise, to_float
 
@@ -139,10 +140,14 @@ def _timm_model(classifier: Classifier, classes: int) -> tuple[str | None, dict[
     None where timm has no such network, head or norm.
     """
     encoder = classifier.encoder
-    if encoder.timm_model is None or classifier.attentive is not None:
+    # The norm of a ViT is said below: after pooling timm has one even where it could not end the encoder without any.
+    model_of = timm_arguments(encoder.config) if isinstance(encoder, VitEncoder) else encoder.timm_model
+    if model_of is None or classifier.attentive is not None:
         return None, None, "head"
-    name, arguments = encoder.timm_model
+    name, arguments = model_of
     arguments = arguments | {"num_classes": classes}
+    if isinstance(encoder, VitEncoder):
+        arguments["drop_path_rate"] = 0.0
     if isinstance(encoder, ConvEncoder):
         if not isinstance(classifier.fc_norm, nn.Identity):
             return None, None, "head"
