@@ -42,6 +42,7 @@ ORDER = (
     "evaluation",
     "interop",
     "report",
+    "embedding",
     "config",
     "recipes",
     "defaults",

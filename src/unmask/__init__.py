@@ -29,6 +29,7 @@ _HOMES = {
     "Schedule": "unmask.schedule",
     "PretrainedEncoder": "unmask.models.pretrained",
     "open_encoder": "unmask.models.pretrained",
+    "UnmaskFeatures": "unmask.embedding.transformer",
     "Method": "unmask.methods.base",
     "MethodConfig": "unmask.methods.base",
     "METHODS": "unmask.methods",
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
     from unmask.data.batch import CropConfig as CropConfig
     from unmask.data.loader import CropLoader as CropLoader
     from unmask.data.sources import open_source as open_source
+    from unmask.embedding.transformer import UnmaskFeatures as UnmaskFeatures
     from unmask.masking import MaskConfig as MaskConfig
     from unmask.methods import METHODS as METHODS
     from unmask.methods.base import Method as Method
