@@ -94,8 +94,8 @@ def command() -> str:
     """How to run the same again."""
     module = Path(sys.argv[0]).resolve()
     name = module.relative_to(ROOT).with_suffix("").as_posix().replace("/", ".") if ROOT in module.parents else "?"
-    threads = os.environ.get("OMP_NUM_THREADS")
-    return " ".join([*([f"OMP_NUM_THREADS={threads}"] if threads else []), "python -m", name, *sys.argv[1:]])
+    set_before = [f"{key}={os.environ[key]}" for key in ("OMP_WAIT_POLICY", "OMP_NUM_THREADS") if os.environ.get(key)]
+    return " ".join([*set_before, "python -m", name, *sys.argv[1:]])
 
 
 def machine() -> dict[str, Any]:
