@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from spoilt_files import bomb
 from tiny_runs import assert_same_weights, draw_images, read_records, tiny_config
 from unmask.config import RunConfig
-from unmask.data.loader import TooManyBadFiles
+from unmask.data.bad_files import TooManyBadFiles
 from unmask.methods import METHODS
 from unmask.methods.mae import MAE
 from unmask.models.pretrained import open_encoder

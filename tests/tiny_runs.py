@@ -51,6 +51,22 @@ PRELOADED = [
 ]
 
 
+def half_written(run: Path) -> bool:
+    """Whether a checkpoint is being written, or was when its writer was killed."""
+    return any((run / "checkpoints").glob(".step_*.part/*"))
+
+
+def freeze_while_saving(process: CommandProcess, run: Path, pause: Callable[[], float]) -> None:
+    """Freeze the process again and again until it stands in the middle of writing a checkpoint; `pause` gives seconds
+    between two attempts."""
+    for _ in range(5000):
+        process.signal(signal.SIGSTOP)
+        if half_written(run):
+            return
+        process.signal(signal.SIGCONT)
+        time.sleep(pause())
+
+
 def draw_images(folder: Path, count: int = 16, *, classes: Sequence[str] = ("cold", "warm"), side: int = SIDE) -> Path:
     """PNG images in turn of each class, red or blue ones, one folder a class (a class "" lies in `folder` itself).
 

@@ -20,6 +20,8 @@ from benchmarks.faults.runs import (
     Tally,
     children,
     expect,
+    freeze_while_saving,
+    half_written,
     kill,
     last_logged_step,
     owner,
@@ -66,7 +68,7 @@ def _kill_once(
     """Kill the run's process; another one, which is past where that was."""
     while_saving = "inside" in tally.fault
     if while_saving:
-        _stand_inside_a_save(process, run, chance)
+        freeze_while_saving(process, run, lambda: chance.random() / 500)
     process.signal(signal.SIGKILL)
     expect(process.end().code == -signal.SIGKILL, "the process ended before it was killed")
     expect(not while_saving or half_written(run), "the kill missed the writing of a checkpoint")
@@ -79,21 +81,6 @@ def _kill_once(
     expect(reached - saved <= EVERY, f"{reached - saved} steps of work are lost, {EVERY} are an interval")
     expect(not saved or f"at step {saved}" in process.printed(), f"it did not resume at step {saved}")
     return process
-
-
-def half_written(run: Path) -> bool:
-    """Whether a checkpoint is being written, or was when its writer was killed."""
-    return any((run / "checkpoints").glob(".step_*.part/*"))
-
-
-def _stand_inside_a_save(process: CommandProcess, run: Path, chance: random.Random) -> None:
-    """Freeze the process again and again until it stands in the middle of writing a checkpoint."""
-    for _ in range(5000):
-        process.signal(signal.SIGSTOP)
-        if half_written(run):
-            return
-        process.signal(signal.SIGCONT)
-        time.sleep(chance.random() / 500)
 
 
 def fresh_starts(reference: Reference, times: int) -> list[Tally]:

@@ -50,7 +50,7 @@ def kill_ranks(reference: Reference, kills: int, chance: random.Random) -> list[
                     with other.attempt():
                         other.seconds.append(seconds)
                         left = ended[1 - victims[0]]
-                        expect(left.code in (1, 69), f"the other ended with {left.code}")
+                        expect(left.code == 69, f"the other ended with {left.code}")
                         expect(
                             left.err.startswith("unmask: rank ") and left.err.count("\n") == 1, f"it says {left.err}"
                         )

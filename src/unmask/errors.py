@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import reprlib
+import signal
 
 STOPPED = 75
 """Exit code of a run that was stopped by a signal and can be resumed."""
@@ -21,6 +22,12 @@ class RankLost(Failure):
     """Another process of a training has ended: all can be started again and resume."""
 
     code = LOST
+
+
+def ended_by(number: int) -> str:
+    """What a signal did to a process, in words."""
+    name = signal.Signals(number).name
+    return f"ended by {name}{' (most likely because memory ran out)' if name == 'SIGKILL' else ''}"
 
 
 def in_short(value: object) -> str:

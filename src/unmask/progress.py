@@ -18,6 +18,21 @@ from rich.progress import (
 QUIET_SECONDS = 15.0
 
 
+class NowAndThen:
+    """When it is time for another line, where nobody watches a bar."""
+
+    def __init__(self) -> None:
+        self._spoke = monotonic()
+
+    def due(self) -> bool:
+        """Whether there was nothing to read for a while; if so, the caller now writes a line."""
+        now = monotonic()
+        quiet = now - self._spoke > QUIET_SECONDS
+        if quiet:
+            self._spoke = now
+        return quiet
+
+
 class RunProgress:
     """Loss, images a second and time left of a run of `total` steps that begins at `start`; `word` says what it is."""
 
@@ -25,7 +40,8 @@ class RunProgress:
         self.console = console
         self.total = total
         self._start = start
-        self._began = self._spoke = monotonic()
+        self._began = monotonic()
+        self._now_and_then = NowAndThen()
         self._bar = Progress(
             TextColumn("[bold]{task.description}"),
             BarColumn(bar_width=None),
@@ -52,10 +68,8 @@ class RunProgress:
     def update(self, step: int, *, loss: float, images_per_second: float) -> None:
         """Show the figures after `step` steps."""
         self._bar.update(self._task, completed=step, loss=f"{loss:.4f}", speed=f"{images_per_second:.0f}")
-        now = monotonic()
-        if not self.console.is_terminal and (now - self._spoke > QUIET_SECONDS or step == self.total):
-            self._spoke = now
-            left = (now - self._began) / max(1, step - self._start) * (self.total - step)
+        if not self.console.is_terminal and (self._now_and_then.due() or step == self.total):
+            left = (monotonic() - self._began) / max(1, step - self._start) * (self.total - step)
             self.console.print(
                 f"step {step}/{self.total}  loss {loss:.4f}  {images_per_second:.0f} images/s  {left:.0f} s left"
             )

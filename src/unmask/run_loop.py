@@ -19,7 +19,7 @@ from typing import Any, Generic, Literal, Protocol, TypeVar, runtime_checkable
 import torch
 from rich.console import Console
 
-from unmask.data.loader import TooManyBadFiles
+from unmask.data.bad_files import TooManyBadFiles
 from unmask.errors import Failure
 from unmask.progress import RunProgress
 from unmask.ranks import any_rank, from_all_ranks, rank

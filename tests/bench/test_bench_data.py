@@ -8,8 +8,8 @@ import pytest
 
 from tiny_runs import draw_images
 from unmask.bench.data import DataMeasure, measure_data
+from unmask.data.bad_files import TooManyBadFiles
 from unmask.data.batch import CropConfig
-from unmask.data.loader import TooManyBadFiles
 from unmask.data.sources import open_source
 
 CROPS = (CropConfig(height=16, width=16, count=2), CropConfig(height=8, width=8))

@@ -17,6 +17,8 @@ from tiny_runs import (
     CommandProcess,
     assert_same_weights,
     draw_images,
+    freeze_while_saving,
+    half_written,
     last_logged_step,
     quick_options,
     read_records,
@@ -78,21 +80,6 @@ def wait_for_step(process: CommandProcess, run: Path, step: int) -> None:
     process.wait_until(lambda: last_logged_step(run) >= step)
 
 
-def half_written(run: Path) -> list[Path]:
-    return list((run / "checkpoints").glob(".step_*.part/*"))
-
-
-def kill_while_saving(process: CommandProcess, run: Path) -> None:
-    """Freeze the process again and again until it stands in the middle of writing a checkpoint, then kill it."""
-    for _ in range(2000):
-        process.signal(signal.SIGSTOP)
-        if half_written(run):
-            break
-        process.signal(signal.SIGCONT)
-        time.sleep(random.random() / 500)
-    process.signal(signal.SIGKILL)
-
-
 def test_a_run_killed_at_any_moment_ends_where_it_would_have_ended(unbroken: Unbroken, tmp_path: Path) -> None:
     run = tmp_path / "run"
     killed_at = []
@@ -104,13 +91,13 @@ def test_a_run_killed_at_any_moment_ends_where_it_would_have_ended(unbroken: Unb
         else:
             process.wait_until((run / "config.json").exists)
         if kill % 2:
-            kill_while_saving(process, run)
+            freeze_while_saving(process, run, lambda: random.random() / 500)
         else:
             # Anywhere; the first one most likely before the first step.
             time.sleep(random.random() / 50)
-            process.signal(signal.SIGKILL)
+        process.signal(signal.SIGKILL)
         assert process.end().code == -signal.SIGKILL
-        in_a_save += bool(half_written(run))
+        in_a_save += half_written(run)
         killed_at.append(max(saved_steps(run / "checkpoints"), default=0))
     assert in_a_save, "no kill fell into the writing of a checkpoint"
     assert any(0 < step < STEPS for step in killed_at), killed_at

@@ -14,6 +14,7 @@ from torch import Tensor
 from torchvision.ops import masks_to_boxes
 
 from unmask.data.annotated import DetectionSource, Things
+from unmask.data.bad_files import TooManyBadFiles
 from unmask.data.decode import DecodeError
 from unmask.data.detection import (
     DetectionBatch,
@@ -26,7 +27,6 @@ from unmask.data.detection import (
     fit_of,
     open_things,
 )
-from unmask.data.loader import TooManyBadFiles
 from unmask.data.sources import ArraySource
 
 MEAN = (0.2, 0.4, 0.6)

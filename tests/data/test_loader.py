@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from spoilt_files import spoil_share
+from unmask.data.bad_files import TooManyBadFiles
 from unmask.data.batch import Batch, CropConfig
-from unmask.data.loader import CropLoader, EvalLoader, TooManyBadFiles, WorkerDied, step_seed
+from unmask.data.loader import CropLoader, EvalLoader, WorkerDied, step_seed
 from unmask.data.sources import ArraySource, Source, open_source
 
 CROPS = (CropConfig(height=16, width=12, count=2), CropConfig(height=8, width=8))

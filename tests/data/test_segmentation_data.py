@@ -18,9 +18,9 @@ from torch.nn.functional import max_pool2d
 
 from unmask.data import segmentation
 from unmask.data.annotated import IGNORE, SegmentationSource
+from unmask.data.bad_files import TooManyBadFiles
 from unmask.data.decode import DecodeError
 from unmask.data.layout import hashed_test_mask
-from unmask.data.loader import TooManyBadFiles
 from unmask.data.segmentation import check_halves, open_pair, open_segmentation, read_index_mask, segmentation_halves
 from unmask.data.segmentation_crops import (
     SegmentationBatch,

@@ -15,7 +15,8 @@ from spoilt_files import spoil_share
 from tiny_features import SMALL, embedded, embedding
 from tiny_runs import draw_images
 from tiny_supervised import write_encoder
-from unmask.data.loader import EvalLoader, TooManyBadFiles
+from unmask.data.bad_files import TooManyBadFiles
+from unmask.data.loader import EvalLoader
 from unmask.data.sources import ArraySource, open_source
 from unmask.embedding import embed
 from unmask.embedding.embed import EmbedConfig, EmbeddingStopped

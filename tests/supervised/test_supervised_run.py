@@ -21,7 +21,7 @@ from tiny_classifiers import BARE, TINY, tiny_pretrained
 from tiny_runs import assert_same_weights, draw_images, read_records, tiny_config
 from tiny_supervised import FULL, run, stop_in_step, supervised, write_encoder
 from unmask import __version__
-from unmask.data.loader import TooManyBadFiles
+from unmask.data.bad_files import TooManyBadFiles
 from unmask.data.sources import labelled
 from unmask.models.pretrained import open_encoder
 from unmask.pretrain import build_method, pretrain

@@ -18,7 +18,7 @@ from unmask import __version__
 from unmask.bench.advice import Advice, advise_data, advise_step
 from unmask.bench.data import DataMeasure, measure_data, open_loader
 from unmask.bench.step import StepMeasure, measure_step
-from unmask.commands.parse import given, parse
+from unmask.commands.parse import given, height_and_width, parse
 from unmask.config import RunConfig
 from unmask.data.sources import Source, open_source
 from unmask.data.statistics import first_readable
@@ -60,8 +60,7 @@ class BenchOptions:
             raise ValueError(f"--batch-size must be at least 1, got {self.batch_size}")
         if self.workers is not None and self.workers < 0:
             raise ValueError(f"--workers must be 0 or more, got {self.workers}")
-        if self.image_size is not None and len(self.image_size) not in (1, 2):
-            raise ValueError(f"--image-size takes one number or two (height and width), got {len(self.image_size)}")
+        height_and_width(self.image_size)  # refused with the rest of the line
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,10 +199,9 @@ def _batch_size(command: BenchOptions, source: Source | None, *, accelerated: bo
 
 def _method(command: BenchOptions, source: Source | None, training: TrainingConfig) -> Method:
     """The method as `unmask pretrain` would build it for the data; without, for images of its own size."""
-    size = command.image_size
     wishes = Wishes(
         encoder=command.encoder,
-        image_size=None if size is None else (size[0], size[-1]),
+        image_size=height_and_width(command.image_size),
         patch_size=command.patch_size,
     )
     settings, _ = fit_settings(command.settings, wishes, source)

@@ -6,7 +6,6 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from time import monotonic
 from typing import Annotated
 
 import tyro
@@ -18,7 +17,7 @@ from unmask.commands.search import as_dict, told
 from unmask.embedding.files import open_comparable
 from unmask.embedding.near_duplicates import Group, near_duplicates
 from unmask.embedding.sheets import Pictures, duplicates_sheet, write_sheet
-from unmask.progress import QUIET_SECONDS
+from unmask.progress import NowAndThen
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,10 +87,9 @@ class _Progress:
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._spoke = monotonic()
+        self._now_and_then = NowAndThen()
 
     def __call__(self, done: int, total: int) -> None:
         """Tell of so many pairs of blocks, unless there was something to read a moment ago."""
-        if monotonic() - self._spoke > QUIET_SECONDS:
-            self._spoke = monotonic()
+        if self._now_and_then.due():
             self._console.print(f"compared  {100 * done / total:.0f} %", highlight=False, markup=False)

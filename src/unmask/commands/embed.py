@@ -13,7 +13,7 @@ import tyro
 from rich.console import Console
 from typing_extensions import Doc
 
-from unmask.commands.parse import parse
+from unmask.commands.parse import height_and_width, parse
 from unmask.data.sources import open_source
 from unmask.defaults import default_workers
 from unmask.embedding.embed import EmbedConfig, Embedding, EmbeddingStopped
@@ -22,7 +22,7 @@ from unmask.embedding.header import Header
 from unmask.embedding.recipe import Extractor, Output
 from unmask.errors import STOPPED
 from unmask.models.pretrained import open_encoder
-from unmask.progress import QUIET_SECONDS
+from unmask.progress import NowAndThen
 from unmask.training.signals import StopRequest
 from unmask.training.trainer import choose_device
 
@@ -61,8 +61,9 @@ class Embed:
     json: Annotated[bool, Doc("Print one JSON object, the file's header, instead of a summary.")] = False
 
     def __post_init__(self) -> None:
-        if self.image_size is not None and (len(self.image_size) not in (1, 2) or min(self.image_size) < 1):
-            raise ValueError("--image-size takes one number or two (height and width), of at least 1")
+        size = height_and_width(self.image_size)
+        if size is not None and min(size) < 1:
+            raise ValueError(f"--image-size must be at least 1 pixel, got {min(size)}")
         if self.workers is not None and self.workers < 0:
             raise ValueError(f"--workers must be at least 0, got {self.workers}")
 
@@ -72,12 +73,11 @@ def run(arguments: Sequence[str]) -> int:
     command = parse(Embed, arguments, command="embed")
     check_name(command.out)
     source = open_source(command.data, split=command.split)
-    size = command.image_size
     extractor = Extractor(
         open_encoder(command.run).to(choose_device(command.device)),
         output=command.output,
         block=command.block,
-        image_size=None if size is None else (size[0], size[-1]),
+        image_size=height_and_width(command.image_size),
     )
     embedding = Embedding(
         extractor,
@@ -136,13 +136,12 @@ class _Progress:
     def __init__(self, console: Console, total: int) -> None:
         self._console = console
         self._total = total
-        self._began = self._spoke = monotonic()
+        self._began = monotonic()
+        self._now_and_then = NowAndThen()
 
     def __call__(self, seen: int, before: int) -> None:
         """Tell of so many images, unless there was something to read a moment ago."""
-        now = monotonic()
-        if now - self._spoke > QUIET_SECONDS:
-            self._spoke = now
-            speed = (seen - before) / (now - self._began)
+        if self._now_and_then.due():
+            speed = (seen - before) / (monotonic() - self._began)
             left = (self._total - seen) / speed
             _say(self._console, "images", f"{seen}/{self._total}  {speed:.0f} images/s  {left:.0f} s left")

@@ -56,6 +56,15 @@ def given(arguments: Sequence[str], option: str) -> str | None:
     return value
 
 
+def height_and_width(size: tuple[int, ...] | None) -> tuple[int, int] | None:
+    """The two sides that --image-size means; None where it is not given. ValueError for more numbers than two."""
+    if size is None:
+        return None
+    if len(size) not in (1, 2):
+        raise ValueError(f"--image-size takes one number or two (height and width), got {len(size)}")
+    return size[0], size[-1]
+
+
 def _unknown(argument: str, cls: type[T], command: str, default: T | None) -> str:
     if not argument.startswith("-"):
         return f"unmask {command} does not know what to do with {argument!r}"

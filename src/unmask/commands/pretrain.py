@@ -15,7 +15,7 @@ from rich.markup import escape
 from typing_extensions import Doc
 
 from unmask.bench.fitting import largest_batch, parts_that_fit
-from unmask.commands.parse import given, parse
+from unmask.commands.parse import given, height_and_width, parse
 from unmask.config import RunConfig, load_config
 from unmask.data.sources import Source, open_source
 from unmask.data.statistics import first_readable
@@ -292,9 +292,7 @@ def _fitting(config: RunConfig, asked: int | None, samples: int, folder: RunFold
 
 def _settings(command: Pretrain, source: Source, *, fit_to_data: bool) -> tuple[MethodConfig, list[str]]:
     encoder = command.settings.encoder
-    size = command.image_size
-    if size is not None and len(size) not in (1, 2):
-        raise ValueError(f"--image-size takes one number or two (height and width), got {len(size)}")
+    size = height_and_width(command.image_size)
     plain = type(encoder)()
     if size is None and (encoder.image_height, encoder.image_width) != (
         plain.image_height,
@@ -307,7 +305,7 @@ def _settings(command: Pretrain, source: Source, *, fit_to_data: bool) -> tuple[
     own = command.from_weights is not None and command.normalisation == "imagenet"  # the weights' own
     wishes = Wishes(
         encoder=command.encoder,
-        image_size=None if size is None else (size[0], size[-1]),
+        image_size=size,
         patch_size=command.patch_size,
         channels=command.channels,
         normalisation="given" if own else command.normalisation,

@@ -6,7 +6,6 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from time import monotonic
 from typing import Annotated, Literal
 
 import tyro
@@ -28,7 +27,7 @@ from unmask.data.sharding import (
 from unmask.data.sources import open_source
 from unmask.defaults import default_workers
 from unmask.errors import STOPPED
-from unmask.progress import QUIET_SECONDS
+from unmask.progress import NowAndThen
 from unmask.training.signals import StopRequest
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(MB|GB)?", re.IGNORECASE)
@@ -187,12 +186,11 @@ class _Progress:
     def __init__(self, console: Console, total: int | None) -> None:
         self._console = console
         self._total = total
-        self._spoke = monotonic()
+        self._now_and_then = NowAndThen()
 
     def __call__(self, count: int) -> None:
         """Tell of so many shards, unless there was something to read a moment ago."""
-        if monotonic() - self._spoke > QUIET_SECONDS:
-            self._spoke = monotonic()
+        if self._now_and_then.due():
             _say(self._console, "shards", f"{count}{'' if self._total is None else f'/{self._total}'} finished")
 
 

@@ -12,7 +12,7 @@ import tyro
 from rich.console import Console
 from typing_extensions import Doc
 
-from unmask.commands.parse import parse
+from unmask.commands.parse import height_and_width, parse
 from unmask.data.sources import Source, open_source
 from unmask.data.statistics import first_readable, median_size
 from unmask.defaults import FULL_SIZE, default_batch, default_patch, default_workers
@@ -165,9 +165,7 @@ def default_vocabulary(tokens: int) -> int:
 
 def _sizes(command: Tokenizer, source: Source, notes: list[str]) -> tuple[int, int, int]:
     """Height and width of the crops and the stride, in pixels."""
-    size = command.image_size
-    if size is not None and len(size) not in (1, 2):
-        raise ValueError(f"--image-size takes one number or two (height and width), got {len(size)}")
+    size = height_and_width(command.image_size)
     if size is not None and min(size) < 1:
         raise ValueError(f"--image-size must be at least 1 pixel, got {min(size)}")
     if command.stride is not None and command.stride < 1:
@@ -178,7 +176,7 @@ def _sizes(command: Tokenizer, source: Source, notes: list[str]) -> tuple[int, i
         # BEiT's tokens are finer than its patches: it shows its tokenizer smaller images.
         stride = min(default_patch(side), 8 if command.kind == "dvae" else 16)
     if size is not None:
-        return size[0], size[-1], stride
+        return *size, stride
     side = max(2 * stride, min(LARGEST_GRID * stride, side // stride * stride))
     notes.append(f"crops of {side}x{side} pixels, tokens of {stride}x{stride}")
     return side, side, stride

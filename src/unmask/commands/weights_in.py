@@ -14,7 +14,7 @@ from rich.console import Console
 from typing_extensions import Doc
 
 from unmask import __version__
-from unmask.commands.parse import parse
+from unmask.commands.parse import height_and_width, parse
 from unmask.interop.weights_in import SOURCES, Imported, Wanted, import_weights
 from unmask.models.encoder import Encoder
 from unmask.models.pretrained import encoder_file
@@ -66,9 +66,7 @@ class Import:
     json: Annotated[bool, Doc("Print one JSON object, with every tensor's name, instead of a summary.")] = False
 
     def __post_init__(self) -> None:
-        if self.image_size is not None and len(self.image_size) not in (1, 2):
-            raise ValueError(f"--image-size takes one number or two (height and width), got {len(self.image_size)}")
-        sizes = [*(self.image_size or ()), *(self.grid or ())]
+        sizes = [*(height_and_width(self.image_size) or ()), *(self.grid or ())]
         if any(size < 1 for size in sizes) or (self.heads is not None and self.heads < 1):
             raise ValueError("--image-size, --grid and --heads must be at least 1")
 
@@ -100,7 +98,6 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _wanted(command: Import) -> Wanted:
-    size = command.image_size
     return Wanted(
         source=command.source,
         network=command.network,
@@ -110,7 +107,7 @@ def _wanted(command: Import) -> Wanted:
         bgr=None if command.channel_order is None else command.channel_order == "bgr",
         mean=command.mean,
         std=command.std,
-        image_size=None if size is None else (size[0], size[-1]),
+        image_size=height_and_width(command.image_size),
         patch_size=command.patch_size,
         channels=command.channels,
     )

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from unmask.data.bad_files import are_too_many, too_many
 from unmask.data.batch import Batch, CropConfig, unwritten
 from unmask.data.crop import Stream, sample_generator
 from unmask.data.dataset import BadFile, CenterCropDataset, CropDataset, Retouch, Sample
@@ -31,15 +32,9 @@ from unmask.data.order import EpochOrder
 from unmask.data.sources import Source, captions_of
 from unmask.errors import Failure
 
-_MIN_FILES_TO_JUDGE = 20
-
 
 class WorkerDied(Failure):
     """A process that decodes images was ended by the system."""
-
-
-class TooManyBadFiles(ValueError):
-    """So many files cannot be read that what is left is no longer what the user meant to train on."""
 
 
 @runtime_checkable
@@ -183,13 +178,10 @@ class StepLoader(Generic[ItemT, BatchT]):
             self._seen[bad.index] = self._bad[bad.index] = True
             self.bad_files[bad.path] = bad.reason
         seen, bad_count = int(self._seen.sum()), int(self._bad.sum())
-        judged = seen >= min(_MIN_FILES_TO_JUDGE, len(self._seen))
-        if loaded.batch is None or (judged and bad_count > self._max_bad_share * seen):
+        most = self._max_bad_share
+        if loaded.batch is None or are_too_many(bad_count, seen=seen, total=len(self._seen), most=most):
             path, reason = next(iter(self.bad_files.items()))
-            raise TooManyBadFiles(
-                f"{bad_count} of the {seen} files read so far cannot be used "
-                f"(at most {self._max_bad_share:.0%} may be bad), for example {path}: {reason}"
-            )
+            raise too_many(bad_count, seen=seen, most=most, example=f"{path}: {reason}")
 
 
 class CropLoader:

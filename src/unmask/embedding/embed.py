@@ -18,7 +18,8 @@ from torch import Tensor
 from typing_extensions import Doc
 
 from unmask import __version__
-from unmask.data.loader import EvalLoader, TooManyBadFiles
+from unmask.data.bad_files import TooManyBadFiles, are_too_many, too_many
+from unmask.data.loader import EvalLoader
 from unmask.data.shard_writing import write_atomically, writing
 from unmask.data.sharding import names_checksum
 from unmask.data.sources import Source
@@ -32,7 +33,6 @@ from unmask.models.products import usual_products
 
 PART_BYTES = 1 << 26
 """Features of a part stay below this, unless one batch is more."""
-_MIN_FILES_TO_JUDGE = 20
 
 
 class EmbeddingStopped(Exception):
@@ -174,14 +174,13 @@ class Embedding:
 
     def _judge(self, seen: int, bad: int, notes: dict[str, str]) -> None:
         """Raise where too many of the images seen are bad; `notes` names some of the latest."""
-        example = "".join(f", for example {path}: {reason}" for path, reason in list(notes.items())[-1:])
+        example = "".join(f"{path}: {reason}" for path, reason in list(notes.items())[-1:])
         if bad == len(self.source):
-            raise TooManyBadFiles(f"no readable image in {self.source.name}{example}")
-        if seen >= min(_MIN_FILES_TO_JUDGE, len(self.source)) and bad > self.config.max_bad_share * seen:
-            raise TooManyBadFiles(
-                f"{bad} of the {seen} files read so far cannot be used "
-                f"(at most {self.config.max_bad_share:.0%} may be bad){example}"
-            )
+            told = f", for example {example}" if example else ""
+            raise TooManyBadFiles(f"no readable image in {self.source.name}{told}")
+        most = self.config.max_bad_share
+        if are_too_many(bad, seen=seen, total=len(self.source), most=most):
+            raise too_many(bad, seen=seen, most=most, example=example)
 
     def _stored(self, features: Tensor) -> Tensor:
         """Features in the type that is stored. ValueError where they are not finite, or too large for it."""

@@ -57,8 +57,11 @@ def read_header(text: str | bytes | None, path: object) -> Header:
     try:
         values: dict[str, Any] = json.loads(text)
         form = values.pop("format")
-        if form != FORMAT:
-            raise ValueError(f"{path} has features of format {form!r}, this version reads {FORMAT}")
+    except (*WRONG_VALUES, RecursionError) as error:
+        raise ValueError(f"{path} has a damaged header") from error
+    if form != FORMAT:
+        raise ValueError(f"{path} has features of format {form!r}, this version reads {FORMAT}")
+    try:
         plan = values.pop("plan")
         recipe = plan.pop("recipe")
         size = recipe.pop("image_size")
@@ -68,9 +71,7 @@ def read_header(text: str | bytes | None, path: object) -> Header:
         counts = (header.images, header.bad_files, header.channels, plan["part_size"], *header.shape)
         if not header.shape or any(not isinstance(count, int) or count < 0 for count in counts):
             raise TypeError(counts)
-    except (*WRONG_VALUES, RecursionError) as error:
-        if "this version reads" in str(error):
-            raise
+    except WRONG_VALUES as error:
         raise ValueError(f"{path} has a damaged header") from error
     return header
 

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from unmask.errors import LOST, STOPPED, Failure, RankLost
+from unmask.errors import LOST, STOPPED, Failure, RankLost, ended_by
 from unmask.ranks import rank, world_size
 from unmask.training.watch import Watch, unwatched_run
 
@@ -129,6 +129,4 @@ def _end_of(number: int, failure: Any) -> str:
     """What became of a process, in words."""
     if failure.exitcode == LOST:
         return "a process hung or was lost"
-    name = signal.Signals(-failure.exitcode).name
-    cause = " (most likely because memory ran out)" if name == "SIGKILL" else ""
-    return f"rank {number} (process {failure.pid}) was ended by {name}{cause}"
+    return f"rank {number} (process {failure.pid}) was {ended_by(-failure.exitcode)}"

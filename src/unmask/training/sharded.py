@@ -21,22 +21,9 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from unmask.models.encoder import Encoder
 from unmask.ranks import rank, whole
 from unmask.trainee import Losses
+from unmask.training.shared import Caller
 
 T = TypeVar("T")
-
-
-class _Root(nn.Module):
-    """What gathers the weights that belong to no block, for whatever is called through it.
-
-    torch gathers around a module's `forward`, but a method is called by several names: for losses, for a look.
-    """
-
-    def __init__(self, trainee: nn.Module) -> None:
-        super().__init__()
-        self.trainee = trainee
-
-    def forward(self, call: Callable[..., Any], *arguments: Any) -> Any:
-        return call(*arguments)
 
 
 class ShardedWeights:
@@ -50,8 +37,9 @@ class ShardedWeights:
         # Inner ones first: an outer one takes what is left.
         for block in _blocks(trainee):
             fully_shard(block, mesh=mesh)
-        # Both a module and what torch makes of it; no one type says so.
-        self._root: Any = fully_shard(_Root(trainee), mesh=mesh)
+        # What belongs to no block is gathered for whatever is called through this. Both a module and what torch makes
+        # of it; no one type says so.
+        self._root: Any = fully_shard(Caller(trainee), mesh=mesh)
         self._losses = losses
 
     def losses(self, views: Any, progress: float) -> Losses:

@@ -14,16 +14,15 @@ from unmask.trainee import Losses
 T = TypeVar("T")
 
 
-class _Losses(nn.Module):
-    """A trainee seen as what DistributedDataParallel can wrap: losses are what it calls."""
+class Caller(nn.Module):
+    """A trainee as torch can wrap it: around `forward` alone, where a trainee is called by several names."""
 
-    def __init__(self, trainee: nn.Module, losses: Callable[[Any, float], Losses]) -> None:
+    def __init__(self, trainee: nn.Module) -> None:
         super().__init__()
         self.trainee = trainee
-        self._losses = losses
 
-    def forward(self, views: Any, progress: float) -> Losses:
-        return self._losses(views, progress)
+    def forward(self, call: Callable[..., Any], *arguments: Any) -> Any:
+        return call(*arguments)
 
 
 class SharedGradients:
@@ -34,11 +33,12 @@ class SharedGradients:
     """
 
     def __init__(self, trainee: nn.Module, losses: Callable[[Any, float], Losses]) -> None:
-        self._module = DistributedDataParallel(_Losses(trainee, losses), forward_sync_buffers=False)
+        self._module = DistributedDataParallel(Caller(trainee), forward_sync_buffers=False)
+        self._losses = losses
 
     def losses(self, views: Any, progress: float) -> Losses:
         """The losses of this rank's part."""
-        found: Losses = self._module(views, progress)
+        found: Losses = self._module(self._losses, views, progress)
         return found
 
     def kept_apart(self) -> AbstractContextManager[None]:

@@ -19,7 +19,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Literal
 
-from unmask.errors import LOST, STOPPED
+from unmask.errors import LOST, STOPPED, ended_by
 from unmask.training.signals import warnings_held_back
 
 if TYPE_CHECKING:
@@ -228,8 +228,7 @@ def _words(code: int) -> str:
         return "a process hung or was lost"
     if code > 0:
         return f"exit code {code}, with the reason in its log"
-    name = signal.Signals(-code).name
-    return f"ended by {name}{' (most likely because memory ran out)' if name == 'SIGKILL' else ''}"
+    return ended_by(-code)
 
 
 def _say(sentence: str) -> None:

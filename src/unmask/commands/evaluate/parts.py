@@ -8,7 +8,7 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from unmask.progress import QUIET_SECONDS
+from unmask.progress import NowAndThen
 from unmask.training.signals import StopRequest
 
 
@@ -28,7 +28,8 @@ class Parts:
         self.count = self._start = done
         self._stop = StopRequest()
         self._console = Console(stderr=True, soft_wrap=True)
-        self._began = self._spoke = monotonic()
+        self._began = monotonic()
+        self._now_and_then = NowAndThen()
         self._bar = Progress(
             TextColumn("[bold]{task.description}"),
             BarColumn(bar_width=None),
@@ -58,10 +59,8 @@ class Parts:
         """One more part is found and kept; `said` is about it. Raises PartsStopped where a signal has come."""
         self.count += 1
         self._bar.update(self._task, completed=self.count, said=said)
-        now = monotonic()
-        if not self._console.is_terminal and now - self._spoke > QUIET_SECONDS:
-            self._spoke = now
-            left = (now - self._began) / (self.count - self._start) * (self.total - self.count)
+        if not self._console.is_terminal and self._now_and_then.due():
+            left = (monotonic() - self._began) / (self.count - self._start) * (self.total - self.count)
             self._console.print(
                 f"{self.word} {self.count}/{self.total}  {said}  {left:.0f} s left", highlight=False, markup=False
             )

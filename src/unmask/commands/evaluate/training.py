@@ -20,6 +20,7 @@ from unmask.commands.evaluate.shared import (
     results_folder,
     workers_of,
 )
+from unmask.commands.parse import height_and_width
 from unmask.errors import STOPPED
 from unmask.evaluate import gap_sentence, interval_noise
 from unmask.models.pretrained import open_encoder
@@ -80,12 +81,7 @@ class Plan:
 
 def side(options: TrainedOptions) -> tuple[int | None, int | None]:
     """Height and width asked for. ValueError for more than two numbers."""
-    size = options.image_size
-    if size is None:
-        return None, None
-    if len(size) not in (1, 2):
-        raise ValueError(f"--image-size takes one number or two (height and width), got {len(size)}")
-    return size[0], size[-1]
+    return height_and_width(options.image_size) or (None, None)
 
 
 def with_size(settings: S, options: TrainedOptions) -> S:
