@@ -192,9 +192,12 @@ def test_a_method_of_ones_own_is_read_where_the_command_has_imported_it(
 
 def test_what_is_no_run_at_all_is_refused(tmp_path: Path) -> None:
     assert re.search("config.json is not valid JSON: ", refusal('{"format": 1,', tmp_path))
-    others: tuple[object, ...] = ([], {}, 5, {"format": 2}, {"format": "1"})
+    others: tuple[object, ...] = ([], {}, 5, {"formats": 1})
     for other in others:
-        assert refusal(other, tmp_path).endswith("config.json is not a run configuration of format 1")
+        assert refusal(other, tmp_path).endswith("config.json is not a run configuration")
+    for written, more in ((2, ": a newer unmask wrote it"), (0, ""), ("1", ""), (None, "")):
+        sentence = f"config.json has run configuration format {written!r}, this version reads 1{more}"
+        assert refusal({"format": written}, tmp_path).endswith(sentence)
     for key in ("data", "method", "settings", "training"):
         assert refusal(changed(plain(), (key,), ...), tmp_path).endswith(f"config.json lacks '{key}'")
     sentence = refusal(changed(plain(), ("method",), "package.module:Class"), tmp_path)

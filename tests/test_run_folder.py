@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tiny_runs import tiny_config
-from unmask.run_folder import EXECUTION, RunFolder, first_difference
+from unmask.run_folder import EXECUTION, RunFolder, completed, first_difference
 from unmask.training.checkpoint import Checkpoint, CheckpointError, checkpoint_path, save_checkpoint
 from unmask.training.trainer import TrainingConfig
 
@@ -195,3 +195,42 @@ def test_files_that_cannot_be_written_are_named(tmp_path: Path) -> None:
         folder.append({"kind": "step"})
     with pytest.raises(ValueError, match=r"^cannot write .*bad_files\.txt \(is a directory\)$"):
         folder.write_bad_files({"a": "b"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Inner:
+    old: int
+    new: str = "as before"
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Grown:
+    inner: _Inner
+    other: _Inner = _Inner(old=3)
+    late: tuple[float, ...] = (0.5,)
+
+
+def test_what_a_configuration_lacks_takes_the_default() -> None:
+    """Runs that an older version began must go on: it did not know the fields that have come since."""
+    now = _Grown(inner=_Inner(old=1, new="chosen"))
+    assert completed({"inner": {"old": 1}}, now) == {
+        "inner": {"old": 1, "new": "as before"},
+        "other": {"old": 3, "new": "as before"},
+        "late": (0.5,),
+    }
+    assert completed({"inner": 7}, now)["inner"] == 7
+
+
+def test_an_older_run_goes_on_only_with_what_it_computed(tmp_path: Path) -> None:
+    """A field that has come since is taken at its default; another value would be another run."""
+    folder = RunFolder(tmp_path / "run")
+    config = tiny_config("mae", tmp_path)
+    folder.claim(config)
+    values = json.loads(folder.config_file.read_text())
+    del values["settings"]["optimizer"]["clip_each"]
+    folder.config_file.write_text(json.dumps(values))
+    folder.claim(config)
+    optimizer = dataclasses.replace(config.settings.optimizer, clip_each=True)
+    other = dataclasses.replace(config, settings=dataclasses.replace(config.settings, optimizer=optimizer))
+    with pytest.raises(ValueError, match=r"its settings\.optimizer\.clip_each is False, not True"):
+        folder.claim(other)

@@ -58,13 +58,13 @@ def test_what_is_no_safetensors_file_is_refused(content: bytes, tmp_path: Path) 
             read_tensors(absent)
 
 
-def header(text: Any, what: str = "an encoder") -> dict[str, Any]:
+def header(text: Any, kind: str = "encoder") -> dict[str, Any]:
     metadata = {"mine": text if isinstance(text, str) else json.dumps(text)}
-    return header_of(metadata, "mine", 3, FILE, what)
+    return header_of(metadata, "mine", kind, FILE)
 
 
 def test_a_header_of_its_format_is_read() -> None:
-    assert header({"format": 3, "more": [1]}) == {"format": 3, "more": [1]}
+    assert header({"format": 1, "more": [1]}) == {"format": 1, "more": [1]}
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "3", "null", '"text"', "{}", '{"formats": 3}'])
@@ -75,10 +75,10 @@ def test_a_damaged_header_is_refused(text: str) -> None:
 
 def test_a_missing_or_foreign_header_is_refused() -> None:
     with pytest.raises(ValueError, match=rf"^{FILE} is not a classifier written by unmask \(its header is missing\)$"):
-        header_of({"other": "{}"}, "mine", 3, FILE, "a classifier")
-    for what, named in (("an encoder", "encoder"), ("a classifier", "classifier")):
-        with pytest.raises(ValueError, match=f"^{FILE} has {named} format 4, this version reads 3$"):
-            header({"format": 4}, what)
+        header_of({"other": "{}"}, "mine", "classifier", FILE)
+    for kind in ("encoder", "classifier"):
+        with pytest.raises(ValueError, match=f"^{FILE} has {kind} format 0, this version reads 1$"):
+            header({"format": 0}, kind)
 
 
 def test_an_endless_header_is_damaged() -> None:

@@ -122,7 +122,10 @@ WRONG: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "encoder that is no text": (_set("encoder", value=None), "{path}: encoder must be text, got None"),
     "data that are no text": (_set("data", value=["a"]), "{path}: data must be text, got ['a']"),
     "missing key": (lambda values: values.pop("budget"), "{path} lacks 'budget'"),
-    "another format": (_set("format", value=2), "{path} is not a run configuration of format 1"),
+    "another format": (
+        _set("format", value=2),
+        "{path} has run configuration format 2, this version reads 1: a newer unmask wrote it",
+    ),
 }
 
 

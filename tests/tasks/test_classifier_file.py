@@ -259,7 +259,8 @@ def test_a_header_without_a_needed_entry_is_refused(key: str, file: Path, tmp_pa
 
 def test_another_format_is_refused(file: Path, tmp_path: Path) -> None:
     path = spoilt(file, tmp_path, header=lambda header: header | {"format": 2})
-    with pytest.raises(ValueError, match=f"^{path} has classifier format 2, this version reads 1$"):
+    sentence = f"{path} has classifier format 2, this version reads 1: a newer unmask wrote it"
+    with pytest.raises(ValueError, match=f"^{sentence}$"):
         read_classifier(path)
 
 

@@ -139,7 +139,7 @@ def _changed(path: Path, **changes: Any) -> Path:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"format": 2}, r"has segmenter format 2, this version reads 1$"),
+        ({"format": 2}, r"has segmenter format 2, this version reads 1: a newer unmask wrote it$"),
         ({"mode": "sideways"}, r"has a damaged header$"),
         ({"encoder": {"nonsense": 1}}, r"has a damaged header$"),
         ({"classes": ["one", "two"]}, r"does not hold the segmenter that its header describes$"),

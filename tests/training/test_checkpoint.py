@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from unmask.formats import FORMATS
 from unmask.optimisation import OptimizerConfig, ParameterRule, build_optimizer
 from unmask.training.checkpoint import (
     HEADER,
@@ -134,10 +135,12 @@ def test_a_foreign_file_is_refused(tmp_path: Path) -> None:
 
 
 def test_another_format_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("unmask.training.checkpoint.FORMAT", 7)
+    monkeypatch.setitem(FORMATS, "checkpoint", 7)
     make(tmp_path / "step_000000001.safetensors")
     monkeypatch.undo()
-    with pytest.raises(CheckpointError, match="has format 7, this version reads 1"):
+    with pytest.raises(
+        CheckpointError, match=r"has checkpoint format 7, this version reads 1: a newer unmask wrote it$"
+    ):
         load_checkpoint(tmp_path / "step_000000001.safetensors", CPU)
 
 
@@ -158,6 +161,7 @@ REFUSING_DISK = """
 import resource, sys
 from pathlib import Path
 import torch
+from unmask.formats import FORMATS
 from unmask.training.checkpoint import Checkpoint, CheckpointError, save_checkpoint
 
 limit = int(sys.argv[2])

@@ -28,10 +28,11 @@ from unmask.data.captions import Captions
 from unmask.data.index import EXTENSIONS, is_image_name
 from unmask.data.paths import PathTable
 from unmask.data.tar_members import DamagedTar, Member, members
+from unmask.formats import FORMATS, objection
 
 INDEX_FILE = "index.json"
 ARRAYS_FILE = "index.safetensors"
-FORMAT = 1
+KIND = "shard index"
 _MARK = "unmask_shards"
 _MOST_TEXT = 1 << 20  # bytes of a label or caption
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -88,7 +89,7 @@ class ShardTable:
         """All but the arrays, for JSON."""
         counts = np.diff(self.starts).tolist()
         return {
-            _MARK: FORMAT,
+            _MARK: FORMATS[KIND],
             "images": len(self),
             "classes": self.classes,
             "shards": [
@@ -254,8 +255,9 @@ def read_facts(content: bytes) -> dict[str, Any]:
         raise DamagedIndex(f"is not JSON: {error}") from error
     if not isinstance(facts, dict) or _MARK not in facts:
         raise DamagedIndex("is no index of unmask shard")
-    if facts[_MARK] != FORMAT:
-        raise DamagedIndex(f"has the format {facts[_MARK]!r}, and this version reads only {FORMAT}")
+    refused = objection(KIND, facts[_MARK])
+    if refused is not None:
+        raise DamagedIndex(refused)
     return facts
 
 

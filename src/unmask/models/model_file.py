@@ -6,6 +6,7 @@ import json
 import math
 import warnings
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,7 +14,8 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from unmask.errors import in_short
+from unmask.data.stored import PixelRange
+from unmask.formats import objection
 
 T = TypeVar("T")
 M = TypeVar("M", bound=nn.Module)
@@ -31,21 +33,22 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise ValueError(f"{path} is not a readable safetensors file") from error
 
 
-def header_of(metadata: dict[str, str], name: str, form: int, path: Path, what: str) -> dict[str, Any]:
-    """The JSON object under `name` in a file's metadata, of format `form`.
+def header_of(metadata: dict[str, str], name: str, kind: str, path: Path) -> dict[str, Any]:
+    """The JSON object under `name` in a file's metadata, for this kind of file (see `unmask.formats`).
 
-    ValueError where it is missing ("is not `what` written by unmask"), damaged, or of another format.
+    ValueError where it is missing, damaged, or of a format that this version does not read.
     """
     if name not in metadata:
-        raise ValueError(f"{path} is not {what} written by unmask (its header is missing)")
+        article = "an" if kind[0] in "aeiou" else "a"
+        raise ValueError(f"{path} is not {article} {kind} written by unmask (its header is missing)")
     try:
         header: dict[str, Any] = json.loads(metadata[name])
         written = header["format"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{path} has a damaged header") from error
-    if written != form:
-        # "an encoder" -> "encoder"
-        raise ValueError(f"{path} has {what.partition(' ')[2]} format {in_short(written)}, this version reads {form}")
+    refused = objection(kind, written)
+    if refused is not None:
+        raise ValueError(f"{path} {refused}")
     return header
 
 
@@ -60,6 +63,19 @@ def normalisation_of(header: dict[str, Any], channels: int) -> tuple[tuple[float
     if not len(mean) == len(std) == channels or not all(map(math.isfinite, mean + std)):
         raise ValueError("mean and std are not those of the image's channels")
     return mean, std
+
+
+def range_of(header: dict[str, Any]) -> PixelRange | None:
+    """What becomes black and white of images with more than 8 bits. Raises what a wrong value raises."""
+    values = header.get("pixel_range")
+    if values is None:
+        return None
+    return PixelRange(low=tuple(map(float, values["low"])), high=tuple(map(float, values["high"])))
+
+
+def range_entry(pixel_range: PixelRange | None) -> dict[str, Any]:
+    """The same for a header to be written; nothing where there is none."""
+    return {} if pixel_range is None else {"pixel_range": asdict(pixel_range)}
 
 
 def filled(build: Callable[[], M], fill: Callable[[M], object]) -> M:

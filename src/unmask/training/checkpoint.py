@@ -24,9 +24,10 @@ from torch import Tensor, nn
 
 from unmask.disk import flush_folder
 from unmask.errors import in_short
+from unmask.formats import FORMATS, objection
 from unmask.training.sharded import shared_out
 
-FORMAT = 1
+KIND = "checkpoint"
 HEADER = "unmask_checkpoint"
 HEADER_CHECKSUM = "unmask_crc32"
 NAME = re.compile(r"step_(\d{9,})\.safetensors")
@@ -93,7 +94,7 @@ def _reason(error: Exception) -> str:
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     """Write a checkpoint atomically. CheckpointError where the disk refuses; what lay there before stays."""
     checksums = {name: _checksum(tensor) for name, tensor in checkpoint.tensors.items()}
-    header = json.dumps({"format": FORMAT, "values": checkpoint.values, "crc32": checksums})
+    header = json.dumps({"format": FORMATS[KIND], "values": checkpoint.values, "crc32": checksums})
     write_atomically(path, checkpoint.tensors, {HEADER: header, HEADER_CHECKSUM: str(zlib.crc32(header.encode()))})
 
 
@@ -136,8 +137,9 @@ def _header(text: str, path: Path) -> tuple[dict[str, int], dict[str, Any]]:
         written, checksums, values = header["format"], dict(header["crc32"]), dict(header["values"])
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(f"checkpoint {path} has a damaged header") from error
-    if written != FORMAT:
-        raise CheckpointError(f"checkpoint {path} has format {in_short(written)}, this version reads {FORMAT}")
+    refused = objection(KIND, written)
+    if refused is not None:
+        raise CheckpointError(f"{path} {refused}")
     return checksums, values
 
 

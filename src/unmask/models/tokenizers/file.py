@@ -16,6 +16,7 @@ from cattrs.errors import BaseValidationError
 from torch import Tensor
 
 from unmask.errors import in_short
+from unmask.formats import FORMATS, objection
 from unmask.models.model_file import WRONG_VALUES, described, read_tensors
 from unmask.models.tokenizers import beit2, dalle
 from unmask.models.tokenizers.base import Tokenizer, TokenizerConfig
@@ -24,7 +25,7 @@ from unmask.models.tokenizers.vq import VQ, VQConfig
 from unmask.models.tokenizers.vqkd import VQKD, VQKDConfig
 
 HEADER = "unmask_tokenizer"
-FORMAT = 1
+KIND = "tokenizer"
 CONFIGS: dict[str, type[TokenizerConfig]] = {
     "dvae": DVAEConfig,
     "vq": VQConfig,
@@ -47,7 +48,7 @@ def build_tokenizer(config: TokenizerConfig) -> Tokenizer:
 
 def tokenizer_file(tokenizer: Tokenizer, facts: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors and metadata of a tokenizer file. `facts` (data, version, ...) stand beside in the header."""
-    header = {"format": FORMAT, "kind": tokenizer.kind, "config": dataclasses.asdict(tokenizer.config), **facts}
+    header = {"format": FORMATS[KIND], "kind": tokenizer.kind, "config": dataclasses.asdict(tokenizer.config), **facts}
     state = {name: value.detach().cpu() for name, value in tokenizer.state_dict().items()}
     return state, {HEADER: json.dumps(header)}
 
@@ -85,8 +86,9 @@ def _ours(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> T
         written, kind, values = header["format"], header["kind"], header["config"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{path} has a damaged header") from error
-    if written != FORMAT:
-        raise ValueError(f"{path} has tokenizer format {in_short(written)}, this version reads {FORMAT}")
+    refused = objection(KIND, written)
+    if refused is not None:
+        raise ValueError(f"{path} {refused}")
     if not isinstance(kind, str) or kind not in CONFIGS:
         raise ValueError(f"{path} is a tokenizer of kind {in_short(kind)}, this version knows {', '.join(CONFIGS)}")
     try:
