@@ -174,3 +174,11 @@ def test_markdown_shows_the_same_letters(text: str, expected: str, docs_text: Mo
 def test_papers_are_linked_and_cells_stay_cells(docs_text: ModuleType) -> None:
     assert docs_text.linked("see arXiv 2205.09616.") == "see [arXiv 2205.09616](https://arxiv.org/abs/2205.09616)."
     assert docs_text.table(("a", "b"), [["x | y", "z\nw"]]) == "| a | b |\n| --- | --- |\n| x \\| y | z w |"
+
+
+def test_the_code_on_the_page_about_images_runs() -> None:
+    page = (ROOT / "docs" / "images.md").read_text(encoding="utf8")
+    blocks = re.findall(r"^```python\n(.*?)^```", page, flags=re.M | re.S)
+    assert len(blocks) >= 2
+    for block in blocks:
+        exec(compile(block, "docs/images.md", "exec"), {})

@@ -13,13 +13,17 @@ import cattrs
 from cattrs.errors import ClassValidationError, ForbiddenExtraKeysError
 from cattrs.gen import make_dict_structure_fn
 
+from unmask.data.stored import PixelRange
 from unmask.errors import in_short
+from unmask.formats import FORMATS, objection
 from unmask.interop.start import Start
 from unmask.methods import METHODS, find_method, is_known
 from unmask.methods.base import MethodConfig
 from unmask.training.trainer import TrainingConfig
 
-FORMAT = 1
+KIND = "run configuration"
+OPTIONAL = ("start", "pixel_range")
+"""Keys that a configuration has only where they say something."""
 T = TypeVar("T")
 
 
@@ -33,12 +37,15 @@ class RunConfig:
     training: TrainingConfig
     start: Start | None = None
     """The weights that the encoder begins from; None for a random start, of which config.json says nothing."""
+    pixel_range: PixelRange | None = None
+    """What becomes black and white of images with more than 8 bits; None, unwritten, where they have 8."""
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, as in config.json."""
-        values = {"format": FORMAT, **dataclasses.asdict(self)}
-        if self.start is None:
-            del values["start"]
+        values = {"format": FORMATS[KIND], **dataclasses.asdict(self)}
+        for name in OPTIONAL:
+            if values[name] is None:
+                del values[name]
         return values
 
 
@@ -52,15 +59,18 @@ class Configuration(Protocol):
 
 
 def read_values(path: Path) -> dict[str, Any]:
-    """The JSON object in a file, of the format that this version reads. ValueError with one sentence."""
+    """The JSON object in a file, of a format that this version reads. ValueError with one sentence."""
     try:
         values = json.loads(path.read_text())
     except OSError as error:
         raise ValueError(f"cannot read configuration {path}: {(error.strerror or 'error').lower()}") from error
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(values, dict) or values.get("format") != FORMAT:
-        raise ValueError(f"{path} is not a run configuration of format {FORMAT}")
+    if not isinstance(values, dict) or "format" not in values:
+        raise ValueError(f"{path} is not a run configuration")
+    refused = objection(KIND, values["format"])
+    if refused is not None:
+        raise ValueError(f"{path} {refused}")
     return values
 
 
@@ -75,7 +85,7 @@ def load_config(path: Path) -> RunConfig:
     missing = [key for key in ("data", "method", "settings", "training") if key not in values]
     if missing:
         raise ValueError(f"{path} lacks {missing[0]!r}")
-    unknown = set(values) - {"format", "data", "method", "settings", "training", "start"}
+    unknown = set(values) - {"format", "data", "method", "settings", "training", *OPTIONAL}
     if unknown:
         raise ValueError(f"{path}: unknown key {in_short(min(unknown))}")
     name = values["method"]
@@ -90,6 +100,7 @@ def load_config(path: Path) -> RunConfig:
         settings=structure(values["settings"], find_method(name).Config, "settings"),
         training=structure(values["training"], TrainingConfig, "training"),
         start=structure(values["start"], Start, "start") if "start" in values else None,
+        pixel_range=structure(values["pixel_range"], PixelRange, "pixel_range") if "pixel_range" in values else None,
     )
 
 

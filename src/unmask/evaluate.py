@@ -15,6 +15,7 @@ from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from unmask.data.multilabel import MultiLabelSource
+from unmask.data.pixel_range import in_range
 from unmask.data.sources import Source
 from unmask.data.statistics import first_readable
 from unmask.evaluation.augmented import ViewConfig, view_features
@@ -80,6 +81,7 @@ def evaluate(
     Images with several classes each (`MultiLabelSource`) are for the quick linear probe alone; ValueError for others.
     """
     trained = open_encoder(spec)
+    halves = _in_range(halves, trained)
     extractors = feature_extractors(spec, trained, pooling=settings.pooling, device=settings.device, floors=floors)
     for network, extractor in extractors:
         on_start(network)
@@ -114,6 +116,7 @@ def few_shots(
     All networks see the same labels in the same draws, so their scores may be compared draw by draw (see `gain`).
     """
     trained = open_encoder(spec)
+    halves = _in_range(halves, trained)
     for half in halves:
         first_readable(half, channels=trained.encoder.config.channels)
     for network, extractor in feature_extractors(spec, trained, pooling=pooling, device=device, floors=floors):
@@ -191,7 +194,8 @@ def kept_encoders(folder: RunFolder) -> Iterator[KeptEncoder]:
             continue
         found = True
         steps_per_epoch = checkpoint.values["samples"] // config.training.batch_size
-        yield KeptEncoder(step, step / steps_per_epoch, exported_encoder(method, f"{folder.path} at step {step}"))
+        encoder = exported_encoder(method, f"{folder.path} at step {step}", config.pixel_range)
+        yield KeptEncoder(step, step / steps_per_epoch, encoder)
     if not found:
         raise ValueError(trouble)
 
@@ -215,7 +219,7 @@ def unlabelled_score(
     return measure_unlabelled(
         view_features(
             extractor,
-            source,
+            in_range(source, encoder.pixel_range),
             views,
             height=height,
             width=width,
@@ -254,6 +258,11 @@ def _score(
             train.x_ND, targets[0], test.x_ND, targets[1], settings.linear, settings.seed, settings.device
         ).score
     return quick_linear(train, test, settings.linear, settings.seed, device=settings.device).score
+
+
+def _in_range(halves: tuple[Source, Source], encoder: PretrainedEncoder) -> tuple[Source, Source]:
+    train, test = halves
+    return in_range(train, encoder.pixel_range), in_range(test, encoder.pixel_range)
 
 
 def _targets(half: Source, features: Features) -> Tensor | None:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from unmask.data.batch import Batch
+from unmask.data.pixel_range import in_range
 from unmask.data.sources import Source, open_source
 from unmask.methods.base import Method
 from unmask.pretrain import build_method, crop_loader
@@ -60,7 +61,7 @@ def replay(folder: RunFolder, step: int, device: torch.device) -> Replay:
     checkpoint = None if path is None else load_checkpoint(path, device)
     if checkpoint is None and config.start is not None:
         raise ValueError(f"{folder.path} began from {config.start.weights} and has no weights before step {step}")
-    source = open_source(config.data)
+    source = in_range(open_source(config.data), config.pixel_range)
     if checkpoint is not None and checkpoint.values["samples"] != len(source):
         raise ValueError(
             f"{config.data} now has {len(source)} images, but the run began with {checkpoint.values['samples']}: "

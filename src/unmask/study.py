@@ -19,8 +19,9 @@ from rich.console import Console
 from typing_extensions import Doc
 
 from unmask.config import RunConfig, structure
+from unmask.data.pixel_range import in_range, measured_range
 from unmask.data.sources import Source
-from unmask.defaults import Wishes, fit_settings
+from unmask.defaults import Wishes, fit_settings, fitting_channels
 from unmask.errors import Failure
 from unmask.evaluation.features import FeatureExtractor, pixel_extractor
 from unmask.evaluation.knn import KnnConfig, knn
@@ -117,7 +118,9 @@ def method_config(name: str, data: str, source: Source, budget: Budget) -> RunCo
         # An encoder of another kind (ConvMAE's, iGPT's) is made as wide and deep.
         sizes = replace(settings.encoder, width=budget.width, depth=budget.depth, heads=budget.heads)
         settings = replace(settings, encoder=sizes)
-    settings, _ = fit_settings(settings, wishes, source)
+    channels = fitting_channels(settings.encoder.channels, None, source)
+    pixel_range = measured_range(source, channels=channels)
+    settings, _ = fit_settings(settings, wishes, in_range(source, pixel_range))
     optimizer = replace(
         settings.optimizer,
         kind="adamw",
@@ -144,7 +147,7 @@ def method_config(name: str, data: str, source: Source, budget: Budget) -> RunCo
         workers=budget.workers,
         checkpoint_every=1_000_000,
     )
-    return RunConfig(data=data, method=name, settings=settings, training=training)
+    return RunConfig(data=data, method=name, settings=settings, training=training, pixel_range=pixel_range)
 
 
 def shrunken(config: C, width: int) -> C:
@@ -237,7 +240,7 @@ class Study:
     def _random_start(self) -> PretrainedEncoder:
         """The encoder that all methods start from."""
         config = method_config("mae", self.data, self.halves[0], self.budget)
-        return exported_encoder(build_method(config), RANDOM).to(self.device)
+        return exported_encoder(build_method(config), RANDOM, config.pixel_range).to(self.device)
 
     def _pretrained(self, name: str) -> Entry:
         config = method_config(name, self.data, self.halves[0], self.budget)
@@ -255,7 +258,10 @@ class Study:
     def _scored(self, name: str, encoder: PretrainedEncoder, extractor: FeatureExtractor) -> Entry:
         """Scores of features by `extractor` at the image size of `encoder`."""
         train, test = (
-            features_at_size_of(encoder.encoder, extractor, half, workers=self.budget.workers) for half in self.halves
+            features_at_size_of(
+                encoder.encoder, extractor, in_range(half, encoder.pixel_range), workers=self.budget.workers
+            )
+            for half in self.halves
         )
         linear = quick_linear(train, test, LinearConfig(), self.budget.seed, device=self.device)
         scores = {"knn": knn(train, test, KnnConfig(), device=self.device), "linear": linear.score}

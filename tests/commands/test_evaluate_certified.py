@@ -313,8 +313,7 @@ CASES: dict[str, tuple[list[str], str]] = {
     ),
     "channels that image files do not have": (
         ["two.safetensors", "photos", *TRAINED],
-        "no readable image in photos, for example photos/train/warm/015.png: an image file gives 1 or 3 channels, "
-        "not 2",
+        "no readable image in photos, for example photos/train/warm/015.png: it has 3 channels, and 2 are wanted",
     ),
     "no noise": (["tuned", "photos", *QUICK, "--sigma", "0"], "the noise needs a deviation above 0, got sigma = 0.0"),
     "noise of training alone": (

@@ -175,8 +175,7 @@ CASES = {
     ),
     "channels that image files do not have": (
         ["two.safetensors", "photos", *QUICK],
-        "no readable image in photos, for example photos/train/warm/023.png: an image file gives 1 or 3 channels, "
-        "not 2",
+        "no readable image in photos, for example photos/train/warm/023.png: it has 3 channels, and 2 are wanted",
     ),
     "no budget that can be given": (
         ["run", "photos", *QUICK, "--shares", "--shots", "50"],

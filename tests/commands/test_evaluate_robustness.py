@@ -340,7 +340,7 @@ CASES: dict[str, tuple[list[str], str]] = {
     ),
     "channels that image files do not have": (
         ["two.safetensors", "photos", *WORKERS, "--shifted", "cartoons"],
-        "no readable image in photos, for example photos/val/warm/007.png: an image file gives 1 or 3 channels, not 2",
+        "no readable image in photos, for example photos/val/warm/007.png: it has 3 channels, and 2 are wanted",
     ),
     "an unknown corruption": (
         ["tuned", "photos", *QUICK, "--corruptions", "rain"],

@@ -177,7 +177,7 @@ CASES = {
     "no images": (["run", "absent", *QUICK], "absent does not exist"),
     "channels that image files do not have": (
         ["two.safetensors", "flat", *QUICK],
-        "no readable image in flat, for example flat/015.png: an image file gives 1 or 3 channels, not 2",
+        "no readable image in flat, for example flat/015.png: it has 3 channels, and 2 are wanted",
     ),
     "no class token": (
         ["token-free.safetensors", "flat", *QUICK, "--pooling", "class"],

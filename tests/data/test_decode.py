@@ -127,10 +127,13 @@ def test_sixteen_bits_are_scaled_to_eight(kind: str) -> None:
     ("array", "reason"),
     [
         (
-            np.full((4, 4), 0.5, dtype=np.float32),
-            "its pixels are floating-point numbers; save it with 8 or 16 bits",
+            np.full((4, 4), 1.5, dtype=np.float32),
+            "its pixels are floating-point numbers from 1.5 to 1.5, and nothing says which of them are black and white",
         ),
-        (np.full((4, 4), 1 << 20, dtype=np.int32), "its pixels have 32 bits; save it with 8 or 16 bits"),
+        (
+            np.full((4, 4), 1 << 20, dtype=np.int32),
+            "its pixels are whole numbers of 32 bits from 1.04858e[+]06 to 1.04858e[+]06, and nothing says",
+        ),
     ],
 )
 def test_other_depths_are_refused(array: NDArray[np.generic], reason: str) -> None:
@@ -312,7 +315,7 @@ def test_arrays_of_many_channels_pass_as_they_are() -> None:
     decoded = decode(array, min_size=None, channels=5)
     assert (decoded.pixels_HWC == array).all()
     assert decoded.resized((0, 0, 24, 40), 8, 8).shape == (5, 8, 8)
-    with pytest.raises(DecodeError, match="the array has 5 channels where 3 are wanted"):
+    with pytest.raises(DecodeError, match="it has 5 channels, and 3 are wanted"):
         decode(array, min_size=None, channels=3)
 
 
@@ -322,15 +325,38 @@ def test_read_only_arrays_are_left_alone() -> None:
     decode(array, min_size=None, channels=3).resized((0, 0, 24, 40), 8, 8)
 
 
-@pytest.mark.parametrize("array", [np.zeros((4, 4, 3)), np.zeros((0, 4, 3), np.uint8), np.zeros(4, np.uint8)])
+@pytest.mark.parametrize("array", [np.zeros((4, 4, 3), complex), np.zeros((0, 4, 3), np.uint8), np.zeros(4, np.uint8)])
 def test_odd_arrays_are_refused(array: NDArray[np.uint8]) -> None:
-    with pytest.raises(DecodeError, match=r"an array must be uint8 of shape \[H, W, C\]"):
+    with pytest.raises(DecodeError, match=r"an array must hold numbers in the shape \[H, W, C\] or \[H, W\], not "):
         decode(array, min_size=None, channels=3)
 
 
 def test_an_image_file_has_no_four_channels() -> None:
-    with pytest.raises(DecodeError, match="an image file gives 1 or 3 channels, not 4"):
+    with pytest.raises(DecodeError, match="it has 3 channels, and 4 are wanted"):
         pixels(encoded(Image.fromarray(gradient()), "PNG"), channels=4)
+
+
+def test_alpha_is_a_fourth_channel_for_those_who_ask() -> None:
+    image = Image.fromarray(np.dstack([gradient(), gradient()[:, :, 1]]))
+    assert (pixels(encoded(image, "PNG"), channels=4) == np.asarray(image)).all()
+    assert open_image(encoded(image, "PNG")).channels == 3
+
+
+@pytest.mark.parametrize(
+    ("data", "channels", "kind"),
+    [
+        (encoded(Image.fromarray(gradient()), "JPEG"), 3, "uint8"),
+        (encoded(Image.fromarray(gradient()[:, :, 0]), "JPEG"), 1, "uint8"),
+        (encoded(Image.fromarray(gradient()).convert("P"), "PNG"), 3, "uint8"),
+        (encoded(Image.fromarray(gradient()).convert("CMYK"), "JPEG"), 3, "uint8"),
+        (encoded(Image.fromarray(gradient()).convert("LA"), "PNG"), 1, "uint8"),
+        (encoded(Image.fromarray(gradient()[:, :, 0].astype(np.uint16)), "PNG"), 1, "uint16"),
+        (encoded(Image.fromarray(gradient()[:, :, 0].astype(np.float32)), "TIFF"), 1, "float32"),
+    ],
+)
+def test_an_open_image_tells_its_channels_and_its_type(data: bytes, channels: int, kind: str) -> None:
+    opened = open_image(data)
+    assert (opened.channels, opened.dtype) == (channels, kind)
 
 
 def png_header(width: int, height: int) -> bytes:

@@ -97,6 +97,42 @@ def test_what_a_turn_leaves_empty_has_the_colour_asked_for() -> None:
     assert grey(torch.full((1, 32, 32), 200, dtype=torch.uint8), np.random.default_rng(0))[0, 0, 0] == 40
 
 
+@settings(max_examples=40, deadline=None)
+@given(
+    st.integers(0, 2**40),
+    st.sampled_from([2, 4, 5, 13]),
+    st.sampled_from(["rand-m10-n4-p1-inc1", "rand-m7-tweights-n3-p1", "rand-m9-t3a-n3-p1", "rand-m9-n4-p1"]),
+)
+def test_many_equal_channels_are_changed_as_one(seed: int, channels: int, policy: str) -> None:
+    grey = picture(1, seed % 97)
+    one = RandAugment(policy, (70,))(grey, np.random.default_rng(seed))
+    many = RandAugment(policy, (70,) * channels)(grey.repeat(channels, 1, 1), np.random.default_rng(seed))
+    assert many.dtype == torch.uint8
+    assert torch.equal(many, one.expand(channels, -1, -1))
+
+
+@pytest.mark.parametrize("name", ["Color", "Contrast", "Desaturate"])
+def test_operations_on_all_channels_are_around_their_mean(name: str) -> None:
+    image = torch.randint(256, (5, 24, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    augment = RandAugment("rand-m5-n1-p1-t3a" if name == "Desaturate" else "rand-m3-n1-p1", (1, 2, 3, 4, 5))
+    augment._transform.ops = [op for op in augment._transform.ops if op.name == name]
+    (operation,) = augment._transform.ops
+    (factor,) = operation.level_fn(operation.magnitude, operation.hparams)
+    other = image.double().mean(dim=None if name == "Contrast" else 0).expand(image.shape)
+    weight = 1 - factor if name == "Desaturate" else factor
+    expected = (weight * image + (1 - weight) * other).clamp(0, 255)
+    assert 0.05 < weight < 0.95
+    changed = augment(image, np.random.default_rng(0)).double()
+    assert (changed - expected).abs().max() < 1.6, "of 255: the mean and the mixture are both rounded"
+
+
+def test_each_of_many_channels_has_its_colour_of_what_a_turn_leaves_empty() -> None:
+    turn = RandAugment("rand-m10-n1-p1-inc1", (10, 20, 30, 40, 50))
+    turn._transform.ops = [op for op in turn._transform.ops if op.name == "Rotate"]
+    turned = turn(torch.full((5, 32, 32), 200, dtype=torch.uint8), np.random.default_rng(0))
+    assert turned[:, 0, 0].tolist() == [10, 20, 30, 40, 50]
+
+
 @pytest.mark.parametrize(("policy", "bits"), [("rand-m10-n1-p1-inc1", 0), ("rand-m0-n1-p1", 0), ("rand-m9-n1-p1", 3)])
 def test_no_bits_at_all_are_black(policy: str, bits: int) -> None:
     strongest, image = RandAugment(policy, (9, 9, 9)), picture(3)

@@ -288,7 +288,7 @@ def test_an_index_that_is_none(indexed: Path, tmp_path: Path) -> None:
 
 def test_libraries_that_are_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "aiohttp", None)
-    with pytest.raises(ValueError, match=r"https://x/y.tar cannot be read without libraries that are missing: pip"):
+    with pytest.raises(ValueError, match=r"https://x/y.tar needs the library aiohttp, which is missing: pip inst"):
         check_access("https://x/y.tar")
     with pytest.raises(ValueError, match=r"nonsense://x/y.tar cannot be read: Protocol not known: nonsense"):
         check_access("nonsense://x/y.tar")

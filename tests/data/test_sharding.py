@@ -26,6 +26,7 @@ from unmask.data.shard_folder import Plan, ShardFolder
 from unmask.data.shard_writing import make_sample, safe_key, write_shard
 from unmask.data.sharding import Job, Stopped, images_for, names_checksum, relative_name, shuffled, write_source
 from unmask.data.sources import ArraySource, Source, open_source
+from unmask.data.stored import StoredPixels
 from unmask.errors import Failure
 
 
@@ -101,8 +102,22 @@ def test_arrays_become_png(tmp_path: Path) -> None:
         channels = 3 if image.ndim == 3 and image.shape[2] == 3 else 1
         read = decode(content, min_size=None, channels=channels).pixels_HWC
         assert (read == image.reshape(5, 7, channels)).all()
-    with pytest.raises(DecodeError, match="it has 4 channels, and an image file holds 1 or 3"):
-        make_sample("x", np.zeros((5, 7, 4), np.uint8))
+
+
+def test_arrays_that_no_png_holds_become_npy(tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    images = [
+        generator.integers(0, 256, (5, 7, 4), dtype=np.uint8),
+        generator.integers(0, 4000, (5, 7, 3), dtype=np.uint16),
+        generator.random((5, 7)).astype(np.float32),
+    ]
+    shards = write(ArraySource("x", images), tmp_path / "out", seed=None)
+    for index, image in enumerate(images):
+        content = shards.open(index).content
+        assert isinstance(content, StoredPixels)
+        assert np.array_equal(content.values_HWC, image if image.ndim == 3 else image[:, :, None])
+    with pytest.raises(DecodeError, match="which axis is that of the channels"):
+        make_sample("x", np.zeros((5, 6, 5), np.uint8))
 
 
 def test_what_cannot_be_used_is_left_out_and_told(tmp_path: Path) -> None:
@@ -121,7 +136,7 @@ def test_what_cannot_be_used_is_left_out_and_told(tmp_path: Path) -> None:
     assert lines == [
         f"{folder}/001.png\tit is not an image of a known format",
         f"{folder}/003.png\tNo such file or directory",
-        f"{folder}/005.png\tit is neither a JPEG, PNG, WebP, TIFF nor BMP file",
+        f"{folder}/005.png\tit is neither a JPEG, PNG, WebP, TIFF, BMP, .npy nor DICOM file",
     ]
 
 
@@ -188,7 +203,7 @@ def test_images_of_a_size(tmp_path: Path) -> None:
     assert images_for(source, 5 * mean / 1e6) == 5
     assert images_for(source, 1e-9) == 1
     with pytest.raises(ValueError, match="no readable image in x"):
-        images_for(ArraySource("x", np.zeros((2, 4, 4, 5), np.uint8)), 1)
+        images_for(ArraySource("x", np.zeros((2, 5, 4, 5), np.uint8)), 1)
 
 
 def finished(folder: ShardFolder, source: Source, **options: Any) -> list[Any]:

@@ -332,7 +332,7 @@ def newer_index(folder: Path) -> None:
         (other_arrays, "set", "set/index.json does not belong to the index.safetensors beside it"),
         (no_json, "set", "set/index.json is not JSON"),
         (foreign_json, "set/index.json", "set/index.json is no index of unmask shard"),
-        (newer_index, "set", "set/index.json has the format 2, and this version reads only 1"),
+        (newer_index, "set", "set/index.json has shard index format 2, this version reads 1"),
         (
             lambda folder: None,
             "set/train-{000001..000004}.tar",

@@ -221,7 +221,7 @@ def test_the_home_folder_is_understood(photo_folder: Path, monkeypatch: pytest.M
         (
             ("x/notes.txt",),
             "x",
-            r"x holds no image \(no file ending in jpg, jpeg, png, webp, tif, tiff, bmp\)",
+            r"x holds no image \(no file ending in jpg, jpeg, png, webp, tif, tiff, bmp, npy, dcm\)",
         ),
         (
             ("x.png",),

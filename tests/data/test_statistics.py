@@ -62,5 +62,5 @@ def test_nothing_readable_is_said(photo_folder: Path) -> None:
 
 
 def test_the_wrong_number_of_channels_is_found_up_front() -> None:
-    with pytest.raises(ValueError, match="the array has 4 channels where 3 are wanted"):
+    with pytest.raises(ValueError, match="it has 4 channels, and 3 are wanted"):
         first_readable(ArraySource("four", np.zeros((3, 4, 4, 4), np.uint8)))

@@ -101,8 +101,8 @@ def test_what_is_refused(encoder: str, tmp_path: Path) -> None:
     model = UnmaskFeatures(encoder, device="cpu").fit([])
     for given, said in (
         ([good, broken], r"^1 of 2 images cannot be read, for example .*broken.png$"),
-        ([good, 3], r"^image 1 of images is neither a path, nor a Pillow image, nor a uint8 array .* it is int$"),
-        ([good.astype(float)], r"it is float64 of \(8, 8, 3\)$"),
+        ([good, 3], r"^image 1 of images is neither a path, nor a Pillow image, nor an array of numbers .* it is int$"),
+        ([good.astype(complex)], r"it is complex128 of \(8, 8, 3\)$"),
         ([], r"^there are no images$"),
         ("photo.jpg", r"^give a list of images, not one path: \['photo.jpg'\]$"),
     ):

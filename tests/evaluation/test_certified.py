@@ -37,6 +37,7 @@ class HalfSpace:
     image_size = (SIDE, SIDE)
     channels = 3
     crop_ratio: float | None = None
+    pixel_range: None = None
 
     def __init__(self, offset: float = 0.5) -> None:
         weights = torch.randn(3, SIDE, SIDE, generator=torch.Generator().manual_seed(0))

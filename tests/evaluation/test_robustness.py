@@ -57,6 +57,7 @@ class Colours:
 
     channels = 3
     crop_ratio: float | None = None
+    pixel_range: None = None
 
     def __init__(self, colours: dict[str, tuple[int, int, int]], size: int = 32) -> None:
         self.classes = tuple(colours)

@@ -20,9 +20,10 @@ from unmask.bench.data import DataMeasure, measure_data, open_loader
 from unmask.bench.step import StepMeasure, measure_step
 from unmask.commands.parse import given, height_and_width, parse
 from unmask.config import RunConfig
+from unmask.data.pixel_range import in_range, measured_range
 from unmask.data.sources import Source, open_source
 from unmask.data.statistics import first_readable
-from unmask.defaults import Wishes, default_batch, default_workers, fit_settings, processors
+from unmask.defaults import Wishes, default_batch, default_workers, fit_settings, fitting_channels, processors
 from unmask.errors import Failure
 from unmask.methods import find_method
 from unmask.methods.base import Method, MethodConfig
@@ -182,7 +183,9 @@ def _data(command: BenchData, console: Console) -> None:
 
 def _opened(data: str, command: BenchOptions) -> Source:
     source = open_source(data)
-    first_readable(source, channels=command.settings.encoder.channels)
+    channels = fitting_channels(command.settings.encoder.channels, None, source)
+    source = in_range(source, measured_range(source, channels=channels))
+    first_readable(source, channels=channels)
     return source
 
 

@@ -13,6 +13,8 @@ from rich.console import Console
 from typing_extensions import Doc
 
 from unmask.commands.parse import parse
+from unmask.data.pixel_range import in_range
+from unmask.data.source import Source
 from unmask.embedding.files import is_feature_name, open_comparable
 from unmask.embedding.images import GivenSource
 from unmask.embedding.neighbours import Hit, nearest
@@ -55,8 +57,9 @@ def run(arguments: Sequence[str]) -> int:
         raise ValueError("there is nothing to search for: give one image or more behind the file of features")
     files = open_comparable([Path(name) for name in names])
     pictures = None if command.sheet is None else Pictures(files, command.data)
-    queries = GivenSource("queries", asked)
+    queries: Source = GivenSource("queries", asked)
     extractor = query_extractor(files[0], command.encoder, choose_device(command.device))
+    queries = in_range(queries, extractor.encoder.pixel_range)
     found = nearest(files, query_features(extractor, queries), command.top)
     console = Console(soft_wrap=True)
     for query, hits in zip(asked, found, strict=True):

@@ -13,9 +13,10 @@ from rich.console import Console
 from typing_extensions import Doc
 
 from unmask.commands.parse import height_and_width, parse
+from unmask.data.pixel_range import in_range, measured_range
 from unmask.data.sources import Source, open_source
-from unmask.data.statistics import first_readable, median_size
-from unmask.defaults import FULL_SIZE, default_batch, default_patch, default_workers
+from unmask.data.statistics import first_opened, first_readable, median_size
+from unmask.defaults import FULL_SIZE, default_batch, default_patch, default_workers, fitting_channels
 from unmask.errors import STOPPED
 from unmask.models.pretrained import PretrainedEncoder, open_encoder
 from unmask.models.tokenizers.base import TokenizerConfig
@@ -56,7 +57,9 @@ class Tokenizer:
     image_size: Annotated[
         tuple[int, ...] | None, Doc("Side of the crops in pixels, or height and width. Default: by the data.")
     ] = None
-    channels: Annotated[int | None, Doc("Channels of the images. Default: 3.")] = None
+    channels: Annotated[
+        int | None, Doc("Channels of the images. Default: 3, or the images' own number if it is neither 1 nor 3.")
+    ] = None
     lr: Annotated[float | None, Doc("Peak learning rate, absolute. Default: by the kind's rule.")] = None
     batch_size: Annotated[int | None, Doc("Images of one optimizer step. Default: by data and device.")] = None
     workers: Annotated[int | None, Doc("Processes that decode images. Default: one a processor, at most 8.")] = None
@@ -121,11 +124,17 @@ def resolve(command: Tokenizer, teacher: PretrainedEncoder | None) -> tuple[Toke
     """The full configuration of a run, and a sentence for everything that was chosen for the data."""
     data = command.data.rstrip("/") or command.data
     source = open_source(data)
-    channels = command.tokenizer.channels if command.channels is None else command.channels
+    notes = [f"{len(source)} images"]
+    channels = fitting_channels(command.tokenizer.channels, command.channels, source)
     if channels < 1:
         raise ValueError(f"images need at least 1 channel, got {channels}")
+    if channels != (command.channels or command.tokenizer.channels):
+        notes.append(f"{channels} channels, as the images have")
+    pixel_range = measured_range(source, channels=channels)
+    if pixel_range is not None:
+        notes.append(f"values {pixel_range} of {first_opened(source).dtype} become 0 to 255, from the data")
+    source = in_range(source, pixel_range)
     first_readable(source, channels=channels)
-    notes = [f"{len(source)} images"]
     height, width, stride = _sizes(command, source, notes)
     vocabulary = command.vocabulary
     if vocabulary is None:
@@ -143,6 +152,7 @@ def resolve(command: Tokenizer, teacher: PretrainedEncoder | None) -> tuple[Toke
     config = TokenizerTrainingConfig(
         **{field.name: getattr(command.options, field.name) for field in dataclasses.fields(TokenizerOptions)},
         data=data,
+        pixel_range=pixel_range,
         kind=command.kind,
         tokenizer=_fitted(settings, channels, (height, width), stride, teacher),
         teacher=command.teacher,

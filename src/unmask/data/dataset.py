@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 
 from unmask.data.batch import CropConfig
 from unmask.data.crop import Stream, center_crop, crop_image, sample_generator
-from unmask.data.decode import DecodeError, PixelMemory, open_image
+from unmask.data.decode import DecodeError, PixelMemory
 from unmask.data.sources import Source
 
 T = TypeVar("T")
@@ -122,7 +122,7 @@ class CropDataset(Dataset[Sample]):
         epoch, index = key
 
         def cut(candidate: int) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-            opened = open_image(self.source.read(candidate))
+            opened = self.source.open(candidate)
             # The crop is the sample's own: a replacement must not repeat a crop of this epoch.
             generator = sample_generator(self.seed, epoch, index, Stream.CROP)
             crops, boxes = crop_image(opened, self.crops, generator, channels=self.channels, memory=self._memory)
@@ -165,7 +165,7 @@ class CenterCropDataset(Dataset[Sample]):
 
     def __getitem__(self, index: int) -> Sample:
         try:
-            opened = open_image(self.source.read(index))
+            opened = self.source.open(index)
             image_CHW = center_crop(
                 opened,
                 self.height,

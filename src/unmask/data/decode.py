@@ -4,7 +4,8 @@ Decoding is in two steps, because the crop decides how much must be decoded: `op
 tells the size, `decode` then makes the pixels, of a JPEG at a reduced scale when the crops need no more, and only
 down to the last row that they need. Usual JPEGs (8 bits, grey or YCbCr) are decoded by simplejpeg, which is
 libjpeg-turbo writing straight into our memory; all else is Pillow's, which is libjpeg-turbo with three more copies:
-the pixels are the same to the last bit.
+the pixels are the same to the last bit. What neither of them gives whole (wide numbers, many channels, DICOM, NumPy's
+files) is read by the modules beside this one, and becomes 8 bits by `StoredPixels.eight_bit`.
 Shape legend: C channels, H x W pixels.
 """
 
@@ -12,7 +13,6 @@ from __future__ import annotations
 
 import io
 import struct
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,13 +24,21 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import UInt8
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, JpegImagePlugin, UnidentifiedImageError
+from PIL import ExifTags, Image, JpegImagePlugin
 from torch import Tensor
 
-MAX_PIXELS = 64_000_000
-"""Larger images are refused by their header: a small file can hold an image that fills the memory."""
+from unmask.data.decode_errors import MAX_PIXELS as MAX_PIXELS
+from unmask.data.decode_errors import DecodeError as DecodeError
+from unmask.data.decode_errors import check_size, decode_errors
+from unmask.data.deep_png import is_deep_png, read_deep_png
+from unmask.data.dicom import is_dicom, read_dicom
+from unmask.data.numpy_files import is_npy, read_npy
+from unmask.data.stored import PixelRange, StoredPixels, as_stored
+from unmask.data.stored import upright as upright_array
+from unmask.data.tiff import is_tiff, is_unusual, read_tiff
 
 _FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF")
+_GREY = ("1", "L", "LA", "La")
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -51,10 +59,6 @@ _SEGMENTS = {bytes([code]) for code in (0xC4, 0xDB, 0xDD, 0xFE, *range(0xE0, 0xF
 """Markers of a JPEG's tables, comments and application data, which may come before its frame."""
 _KEPT_BYTES = 1 << 25
 """Largest memory that is kept for the next image: one of 11 megapixels."""
-
-
-class DecodeError(ValueError):
-    """An image that cannot be used; the message says why in a few words."""
 
 
 class PixelMemory:
@@ -117,23 +121,40 @@ class Decoded:
 class OpenImage:
     """An image whose size is known and whose pixels, for a JPEG, are still to be decoded.
 
-    `content` is a usual JPEG file as it is, anything else as Pillow has opened it, or an array.
+    `content` is a usual JPEG file as it is, anything else of 8 bits as Pillow has opened it, or pixels as stored.
     """
 
-    content: bytes | Image.Image | NDArray[np.uint8]
+    content: bytes | Image.Image | StoredPixels
     height: int
     width: int
     orientation: int = 1
     frame: int = 0
     """Where a usual JPEG says its height, in two bytes."""
+    pixel_range: PixelRange | None = None
+    """What becomes black and white of more than 8 bits; None: the ends of the type."""
 
     @property
-    def image(self) -> Image.Image | NDArray[np.uint8]:
-        """The image as Pillow opens it, or the array. Raises DecodeError."""
+    def image(self) -> Image.Image | StoredPixels:
+        """The image as Pillow opens it, or pixels as stored. Raises DecodeError."""
         if not isinstance(self.content, bytes):
             return self.content
-        with _decode_errors():
+        with decode_errors():
             return _open(self.content)
+
+    @property
+    def channels(self) -> int:
+        """How many channels the image has: 1 for grey, 3 for all that becomes red, green and blue, or more."""
+        if isinstance(self.content, bytes):
+            # Behind height and width of a JPEG's frame.
+            return self.content[self.frame + 4]
+        if isinstance(self.content, StoredPixels):
+            return int(self.content.values_HWC.shape[2])
+        return 1 if self.content.mode in _GREY else 3
+
+    @property
+    def dtype(self) -> str:
+        """NumPy's name for the type of the stored values: uint8, uint16, float32 ..."""
+        return self.content.values_HWC.dtype.name if isinstance(self.content, StoredPixels) else "uint8"
 
     def decode(
         self,
@@ -145,14 +166,19 @@ class OpenImage:
     ) -> Decoded:
         """The pixels, at the smallest scale that leaves the whole image at least `min_size` (height, width).
 
-        None means full scale. `channels` is 1 or 3 for image files; for arrays it must be the array's own
-        number, or 1 and 3 for each other. Rows of the original from `last_row` on may be missing from the result,
+        None means full scale. `channels` must be the image's own number, or 1 and 3 for each other; of colours with
+        one channel more it may be 3 or 4. Rows of the original from `last_row` on may be missing from the result,
         and `memory`, where it is large enough (`bytes_needed`), may hold the pixels. Raises DecodeError.
         """
-        if isinstance(self.content, np.ndarray):
-            return Decoded(_with_channels(self.content, channels), self.height, self.width)
+        if isinstance(self.content, StoredPixels):
+            present = self.channels
+            fitting = (present, 1, 3) if self.content.colours or present in (1, 3) else (present,)
+            if channels not in fitting:
+                raise DecodeError(_wrong_channels(present, channels))
+            pixels_HWC = _with_channels(self.content.eight_bit(self.pixel_range), channels, self.content.colours)
+            return Decoded(pixels_HWC, self.height, self.width)
         if channels not in (1, 3):
-            raise DecodeError(f"an image file gives 1 or 3 channels, not {channels}")
+            return Decoded(self._four_channels(self.content, channels), self.height, self.width)
         reduction = _reduction(self.height, self.width, min_size)
         # In tiny images several scales give the same size, and simplejpeg would take another than Pillow.
         if isinstance(self.content, bytes) and (reduction == 1 or min(self.height, self.width) >= _FEW_ROWS):
@@ -160,7 +186,7 @@ class OpenImage:
             return Decoded(pixels_HWC, self.height, self.width, reduction)
         image = self.image
         assert isinstance(image, Image.Image)
-        with _decode_errors():
+        with decode_errors():
             mode = "L" if channels == 1 else "RGB"
             if isinstance(image, JpegImagePlugin.JpegImageFile):
                 full_width = image.width
@@ -175,6 +201,13 @@ class OpenImage:
     def bytes_needed(self, channels: int) -> int:
         """Memory that the pixels of the image at full scale fill; 0 where `decode` can make no use of any."""
         return self.height * self.width * channels if isinstance(self.content, bytes) else 0
+
+    def _four_channels(self, image: bytes | Image.Image, channels: int) -> UInt8[np.ndarray, "H W 4"]:
+        """Red, green, blue and what an image file has beside them, for those who ask for just that."""
+        if channels != 4 or isinstance(image, bytes) or image.mode not in ("RGBA", "RGBX"):
+            raise DecodeError(_wrong_channels(self.channels, channels))
+        with decode_errors():
+            return np.array(_upright(image, self.orientation))
 
     def _decode_usual_jpeg(
         self,
@@ -209,27 +242,47 @@ class OpenImage:
         return pixels_HWC
 
 
-def open_image(data: bytes | NDArray[Any]) -> OpenImage:
+def open_image(data: bytes | NDArray[Any], pixel_range: PixelRange | None = None) -> OpenImage:
     """Read an image's header, or check an array of shape [H, W, C] or [H, W]; only a JPEG is decoded later.
 
-    Raises DecodeError.
+    `pixel_range` is for images of more than 8 bits. Raises DecodeError.
     """
     if not isinstance(data, bytes):
-        if data.dtype != np.uint8 or data.ndim not in (2, 3) or not data.size:
-            raise DecodeError(f"an array must be uint8 of shape [H, W, C], not {data.dtype} of {data.shape}")
-        return OpenImage(data, data.shape[0], data.shape[1])
+        return _stored(StoredPixels(as_stored(data)), pixel_range)
     frame = _usual_jpeg(data)
     if frame is not None:
         height, width = struct.unpack_from(">HH", data, frame)
-        _check_size(height, width)
+        check_size(height, width)
         return OpenImage(data, height, width, frame=frame)
-    with _decode_errors():
+    stored = _read_stored(data)
+    if stored is not None:
+        return _stored(stored, pixel_range)
+    with decode_errors():
         image = _open(data)
         if not isinstance(image, JpegImagePlugin.JpegImageFile):
             image.load()  # other formats may tell their orientation only behind the pixels
         orientation = _orientation(image)
+        if image.mode.startswith(("I", "F")):
+            pixels = upright_array(np.asarray(image), orientation)
+            return _stored(StoredPixels(as_stored(pixels)), pixel_range)
     height, width = (image.width, image.height) if orientation >= 5 else (image.height, image.width)
     return OpenImage(image, height, width, orientation)
+
+
+def _read_stored(data: bytes) -> StoredPixels | None:
+    """The pixels of a file that neither simplejpeg nor Pillow gives whole; None for all others."""
+    if is_deep_png(data):
+        return read_deep_png(data)
+    if is_tiff(data):
+        return read_tiff(data) if is_unusual(data) else None
+    if is_npy(data):
+        return read_npy(data)
+    return read_dicom(data) if is_dicom(data) else None
+
+
+def _stored(stored: StoredPixels, pixel_range: PixelRange | None) -> OpenImage:
+    height, width, _ = stored.values_HWC.shape
+    return OpenImage(stored, height, width, pixel_range=pixel_range)
 
 
 def decode(data: bytes | NDArray[Any], *, min_size: tuple[int, int] | None, channels: int) -> Decoded:
@@ -239,46 +292,25 @@ def decode(data: bytes | NDArray[Any], *, min_size: tuple[int, int] | None, chan
 
 def read_size(data: bytes | NDArray[Any]) -> tuple[int, int]:
     """Height and width of the upright image, from the header alone. Raises DecodeError."""
-    if not isinstance(data, bytes):
-        return open_image(data).height, open_image(data).width
-    if _usual_jpeg(data) is not None:
+    if not isinstance(data, bytes) or _usual_jpeg(data) is not None or not _is_pillows(data):
         opened = open_image(data)
         return opened.height, opened.width
-    with _decode_errors():
+    with decode_errors():
         image = _open(data)
         turned = "exif" in image.info and _orientation(image) >= 5
     return (image.width, image.height) if turned else (image.height, image.width)
 
 
-@contextmanager
-def _decode_errors() -> Iterator[None]:
-    """Make one error of all that a damaged file can provoke, and keep Pillow's warnings quiet."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    except DecodeError:
-        raise
-    except Image.DecompressionBombError as error:
-        raise DecodeError(f"it has more than the {MAX_PIXELS} pixels allowed") from error
-    except UnidentifiedImageError as error:
-        raise DecodeError("it is not an image of a known format") from error
-    # Pillow's readers raise nearly anything on damaged bytes: SyntaxError, struct.error, IndexError ...
-    except Exception as error:
-        raise DecodeError(f"it cannot be decoded: {error}") from error
+def _is_pillows(data: bytes) -> bool:
+    return not (is_npy(data) or is_dicom(data) or (is_tiff(data) and is_unusual(data)))
 
 
 def _open(data: bytes) -> Image.Image:
     if not data:
         raise DecodeError("the file is empty")
     image = Image.open(io.BytesIO(data), formats=_FORMATS)
-    _check_size(image.height, image.width)
+    check_size(image.height, image.width)
     return image
-
-
-def _check_size(height: int, width: int) -> None:
-    if width * height > MAX_PIXELS:
-        raise DecodeError(f"it has {width} x {height} pixels, more than the {MAX_PIXELS} allowed")
 
 
 def _orientation(image: Image.Image) -> int:
@@ -320,18 +352,10 @@ def _reduction(height: int, width: int, min_size: tuple[int, int] | None) -> int
 
 
 def _eight_bit(image: Image.Image, mode: str) -> Image.Image:
-    """The image as mode L or RGB: 16 bits scaled to 8, anything transparent laid on white."""
+    """The image as mode L or RGB, anything transparent laid on white."""
     if image.mode == mode and "transparency" not in image.info:
         return image
-    if image.mode.startswith("I"):
-        values = np.asarray(image)
-        if values.min() < 0 or values.max() > 65535:
-            raise DecodeError("its pixels have 32 bits; save it with 8 or 16 bits")
-        # 257 = 65535 / 255: white stays white.
-        image = Image.fromarray(((values.astype(np.uint32) + 128) // 257).astype(np.uint8))
-    elif image.mode == "F":
-        raise DecodeError("its pixels are floating-point numbers; save it with 8 or 16 bits")
-    elif image.has_transparency_data:
+    if image.has_transparency_data:
         image = image.convert("RGBA")
         background = Image.new("RGB", image.size, "white")
         background.paste(image, mask=image.getchannel("A"))
@@ -339,16 +363,21 @@ def _eight_bit(image: Image.Image, mode: str) -> Image.Image:
     return image if image.mode == mode else image.convert(mode)
 
 
-def _with_channels(image_HWC: NDArray[np.uint8], channels: int) -> NDArray[np.uint8]:
-    """The array with this number of channels: as it is, or grey and RGB made of each other."""
-    if image_HWC.ndim == 2:
-        image_HWC = image_HWC[:, :, None]
+def _with_channels(image_HWC: NDArray[np.uint8], channels: int, colours: bool) -> NDArray[np.uint8]:
+    """The array with this number of channels: as it is, or grey and RGB made of each other.
+
+    `colours`: it begins with red, green and blue, and what follows may be left out.
+    """
+    if colours and channels in (1, 3):
+        image_HWC = image_HWC[:, :, :3]
     present = image_HWC.shape[2]
     if present == 1 and channels == 3:
         return np.repeat(image_HWC, 3, axis=2)
     if present == 3 and channels == 1:
         return np.array(Image.fromarray(np.ascontiguousarray(image_HWC)).convert("L"))[:, :, None]
-    if present != channels:
-        raise DecodeError(f"the array has {present} channels where {channels} are wanted")
     # Copied where a source's array is read-only, because torch shares memory only with writable ones.
     return image_HWC if image_HWC.flags.writeable else image_HWC.copy()
+
+
+def _wrong_channels(present: int, wanted: int) -> str:
+    return f"it has {present} channel{'s' if present > 1 else ''}, and {wanted} are wanted"

@@ -23,7 +23,7 @@ from typing_extensions import Doc
 from unmask.data.annotated import DetectionSource, Things
 from unmask.data.crop import Stream, sample_generator
 from unmask.data.dataset import BadFile, first_usable
-from unmask.data.decode import DecodeError, OpenImage, open_image
+from unmask.data.decode import DecodeError, OpenImage
 from unmask.data.loader import StepLoader, leave_signals_to_main, watched
 
 Size = tuple[int, int]
@@ -149,7 +149,7 @@ def open_things(source: DetectionSource, index: int) -> tuple[OpenImage, Things]
 
     Raises OSError and DecodeError, the latter also where outlines or boxes are for an image of another size.
     """
-    opened, things = open_image(source.read(index)), source.things(index)
+    opened, things = source.open(index), source.things(index)
     size = (opened.height, opened.width)
     masks, boxes = things.masks_KHW, things.boxes_K4
     if (masks is not None and masks.shape[1:] != size) or (boxes.max(axis=0, initial=0)[2:] > size[::-1]).any():

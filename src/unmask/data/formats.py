@@ -11,8 +11,12 @@ def image_extension(content: bytes) -> str | None:
         return "png"
     if content[:4] == b"RIFF" and content[8:12] == b"WEBP":
         return "webp"
-    if content[:4] in (b"II*\0", b"MM\0*"):
+    if content[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
         return "tif"
+    if content[:6] == b"\x93NUMPY":
+        return "npy"
+    if content[128:132] == b"DICM":
+        return "dcm"
     if content[:2] == b"BM":
         return "bmp"
     return None

@@ -16,6 +16,7 @@ import numpy as np
 
 from unmask.data.layout import TEST_FOLDERS, Layout, Split, hashed_test_mask
 from unmask.data.source import Source, select
+from unmask.extras import require
 
 PREFIX = "hf:"
 STREAM_PREFIX = "hf-stream:"
@@ -26,6 +27,8 @@ _KINDS = {".parquet": "parquet", ".arrow": "arrow"}
 
 class HuggingFaceSource(Source):
     """The images of a map-style data set; classes are those of its first column of class labels."""
+
+    kind = "a data set of Hugging Face"
 
     def __init__(self, name: str, rows: Any) -> None:
         """ValueError where no column holds images."""
@@ -62,13 +65,7 @@ class HuggingFaceSource(Source):
 
 def library() -> Any:
     """The library datasets. ValueError where it is missing."""
-    try:
-        import datasets
-    except ImportError as error:
-        raise ValueError(
-            "data sets of Hugging Face need the library datasets, which is missing: pip install 'unmask[huggingface]'"
-        ) from error
-    return datasets
+    return require("huggingface", "data sets of Hugging Face need")
 
 
 def columns(name: str, features: Any) -> tuple[str, str | None]:

@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 
 from unmask.data.paths import PathTable
 
-EXTENSIONS = (b".jpg", b".jpeg", b".png", b".webp", b".tif", b".tiff", b".bmp")
-_CACHE_VERSION = 1
+EXTENSIONS = (b".jpg", b".jpeg", b".png", b".webp", b".tif", b".tiff", b".bmp", b".npy", b".dcm")
+_CACHE_VERSION = 2
 _MIN_CACHED_FILES = 1000  # smaller folders are listed faster than a cache is worth
 _SETTLED_NS = 2_000_000_000  # a folder changed this recently may change again within one tick of its file system
 _THREADS = 8  # hides the latency of network file systems; a local disk needs one

@@ -12,8 +12,10 @@ from unmask.data.formats import image_extension
 from unmask.data.layout import Split, arrange
 from unmask.data.paths import PathTable
 from unmask.data.source import Source, select
+from unmask.extras import require
 
 _ENOUGH_VALUES = 100
+_HEAD = 132  # bytes, by which every format is known
 _ONE_AT_A_TIME = threading.Lock()
 """LMDB lets a process open a database once only."""
 
@@ -25,6 +27,8 @@ class LmdbSource(Source):
     be, because they hold a NUL byte, are named in hexadecimal.
     """
 
+    kind = "an LMDB database"
+
     def __init__(self, name: str, path: Path) -> None:
         """Lists the keys once. Raises lmdb's Error, or ValueError where the values are not image files."""
         self.name = name
@@ -33,9 +37,10 @@ class LmdbSource(Source):
         self._path = path
         with self._transaction() as transaction, transaction.cursor() as cursor:
             keys = [bytes(key) for key in cursor.iternext(values=False) if key[:2] != b"__"]
-            looked_at = [transaction.get(key)[:16] for key in keys[:_ENOUGH_VALUES]]
+            looked_at = [transaction.get(key)[:_HEAD] for key in keys[:_ENOUGH_VALUES]]
         if keys and not any(image_extension(value) for value in looked_at):
-            raise ValueError(f"{name} holds something else than image files: its first value begins {looked_at[0]!r}")
+            first = looked_at[0][:16]
+            raise ValueError(f"{name} holds something else than image files: its first value begins {first!r}")
         self._hexadecimal = any(b"\0" in key for key in keys)
         # In hexadecimal, too, keys and names have the same order.
         self.paths = PathTable.of(key.hex().encode() if self._hexadecimal else key for key in keys)
@@ -79,13 +84,7 @@ class LmdbSource(Source):
 
 def library() -> Any:
     """The library lmdb. ValueError where it is missing."""
-    try:
-        import lmdb
-    except ImportError as error:
-        raise ValueError(
-            "LMDB databases need the library lmdb, which is missing: pip install 'unmask[lmdb]'"
-        ) from error
-    return lmdb
+    return require("lmdb", "LMDB databases need")
 
 
 def is_database(path: Path) -> bool:

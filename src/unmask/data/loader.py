@@ -297,7 +297,8 @@ class EvalLoader:
                 found_any = True
                 yield batch.crops[0][:, 0], batch.indices
         if not found_any:
-            raise ValueError(f"no readable image in {self._dataset.source.name}")
+            example = next((f", for example {path}: {why}" for path, why in self.bad_files.items()), "")
+            raise ValueError(f"no readable image in {self._dataset.source.name}{example}")
 
     def everything(self, start: int = 0) -> Iterator[tuple[Batch | None, tuple[BadFile, ...]]]:
         """The images from position `start` on, batch by batch (None where none of its images can be read), with the

@@ -10,11 +10,11 @@ import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
 from numpy.typing import NDArray
-from PIL import Image
 
 from unmask.data.annotated import IGNORE, SegmentationSource
 from unmask.data.dataset import BadFile
@@ -24,6 +24,7 @@ from unmask.data.layout import TEST_FOLDERS, arrange
 from unmask.data.paths import PathTable
 from unmask.data.scenes import Half, open_scenes_segmentation
 from unmask.data.sources import FileSource
+from unmask.data.stored import StoredPixels
 
 BUILTIN_SEGMENTATION = "builtin:scenes"
 CLASSES_FILE = "classes.txt"
@@ -79,7 +80,8 @@ def read_index_mask(data: bytes) -> UInt8[np.ndarray, "H W"]:
     Raises DecodeError for damaged files and for other kinds of images.
     """
     image = open_image(data).image
-    assert isinstance(image, Image.Image)
+    if isinstance(image, StoredPixels):
+        return _stored_numbers(image.values_HWC)
     if image.mode not in ("1", "L", "P"):
         raise DecodeError(f"a mask must have one number a pixel (grey or palette), not be {image.mode}")
     values_HW = np.array(image).astype(np.uint8)
@@ -88,6 +90,18 @@ def read_index_mask(data: bytes) -> UInt8[np.ndarray, "H W"]:
         if kind == 0 and bits in _SCALED_GREY:
             values_HW //= _SCALED_GREY[bits]
     return values_HW
+
+
+def _stored_numbers(values_HWC: NDArray[Any]) -> UInt8[np.ndarray, "H W"]:
+    """A mask from an array file (.npy) or a TIFF of one channel, where its numbers are whole and fit 8 bits."""
+    if values_HWC.shape[2] != 1 or values_HWC.dtype.kind not in "ui":
+        raise DecodeError(
+            f"a mask must have one whole number a pixel, not {values_HWC.shape[2]} of type {values_HWC.dtype}"
+        )
+    lowest, highest = int(values_HWC.min()), int(values_HWC.max())
+    if lowest < 0 or highest > IGNORE:
+        raise DecodeError(f"a mask must hold numbers from 0 to {IGNORE}, not from {lowest} to {highest}")
+    return values_HWC[:, :, 0].astype(np.uint8)
 
 
 def reduce_zero_label(values_HW: UInt8[np.ndarray, "H W"]) -> UInt8[np.ndarray, "H W"]:
@@ -165,7 +179,7 @@ def open_pair(source: SegmentationSource, index: int) -> tuple[OpenImage, UInt8[
 
     Raises OSError and DecodeError, the latter also where sizes differ or the mask holds what is no class.
     """
-    opened = open_image(source.read(index))
+    opened = source.open(index)
     try:
         mask_HW = source.mask(index)
     except (OSError, DecodeError) as error:

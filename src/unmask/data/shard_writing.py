@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +24,7 @@ from unmask.data.decode import DecodeError, read_size
 from unmask.data.formats import image_extension
 from unmask.data.remote import file_checksum
 from unmask.data.shard_table import captions_json, list_shard
+from unmask.data.stored import channel_axis
 from unmask.data.tar_members import DamagedTar
 from unmask.disk import flush_folder
 
@@ -42,22 +44,25 @@ class Sample:
 
 
 def make_sample(
-    key: str, image: bytes | NDArray[np.uint8], *, label: int | None = None, captions: tuple[str, ...] = ()
+    key: str, image: bytes | NDArray[Any], *, label: int | None = None, captions: tuple[str, ...] = ()
 ) -> Sample:
-    """The bytes of an image file as they are, an array as a PNG. DecodeError where it is no image or has a format that
-    shards do not hold."""
+    """The bytes of an image file as they are, an array as a PNG, or as a .npy file where it has more bits or channels.
+    DecodeError where it is no image or has a format that shards do not hold."""
     if isinstance(image, bytes):
         read_size(image)
         extension = image_extension(image)
         if extension is None:
-            raise DecodeError("it is neither a JPEG, PNG, WebP, TIFF nor BMP file")
+            raise DecodeError("it is neither a JPEG, PNG, WebP, TIFF, BMP, .npy nor DICOM file")
         return Sample(key, image, extension, label, captions)
     pixels = image[:, :, 0] if image.ndim == 3 and image.shape[2] == 1 else image
-    if pixels.ndim != 2 and pixels.shape[2] != 3:
-        raise DecodeError(f"it has {pixels.shape[2]} channels, and an image file holds 1 or 3")
     content = io.BytesIO()
-    Image.fromarray(pixels).save(content, "PNG")
-    return Sample(key, content.getvalue(), "png", label, captions)
+    if pixels.dtype == np.uint8 and (pixels.ndim == 2 or pixels.shape[2] == 3):
+        Image.fromarray(pixels).save(content, "PNG")
+        return Sample(key, content.getvalue(), "png", label, captions)
+    if pixels.ndim == 3 and channel_axis(pixels.shape) != 2:
+        raise DecodeError(f"in a file of {pixels.shape} nobody could tell which axis is that of the channels")
+    np.save(content, pixels, allow_pickle=False)
+    return Sample(key, content.getvalue(), "npy", label, captions)
 
 
 def safe_key(path: str) -> str:

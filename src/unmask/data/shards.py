@@ -102,6 +102,8 @@ class RemoteShelf:
 class ShardSource(Source):
     """The images in tar shards, in the order of the shards and of the images in each."""
 
+    kind = "tar shards"
+
     def __init__(self, name: str, table: ShardTable, shelf: Shelf) -> None:
         self.name = name
         self.labels = table.labels

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from unmask.data.captions import Captions
+from unmask.data.decode import OpenImage, open_image
 from unmask.data.layout import Layout, Split
+from unmask.data.stored import PixelRange
 
 
 class Source(ABC):
@@ -16,13 +19,19 @@ class Source(ABC):
 
     `labels` are positions in `classes`, one an image, or None when the images have no classes. `shards` are the first
     positions of the parts within which neighbours are read much more cheaply than elsewhere, ascending and beginning
-    with 0, or None where any order is as good as another.
+    with 0, or None where any order is as good as another. `pixel_range` says what becomes black and white in images of
+    more than 8 bits (`unmask.data.pixel_range.in_range` sets it).
     """
 
     name: str
     labels: NDArray[np.int64] | None
     classes: tuple[str, ...] | None
     shards: NDArray[np.int64] | None = None
+    pixel_range: PixelRange | None = None
+    kind: str = "images"
+    """What it is, for people."""
+    channel_names: tuple[str, ...] | None = None
+    """Where each channel is a file of its own: what they are called."""
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -32,8 +41,12 @@ class Source(ABC):
         """Name of the image for logs and reports; always printable."""
 
     @abstractmethod
-    def read(self, index: int) -> bytes | NDArray[np.uint8]:
-        """The bytes of an image file, or decoded uint8 pixels [H, W, C]. Raises OSError."""
+    def read(self, index: int) -> bytes | NDArray[Any]:
+        """The bytes of an image file, or decoded pixels [H, W, C] of whatever type. Raises OSError, DecodeError."""
+
+    def open(self, index: int) -> OpenImage:
+        """The image with its size, its pixels maybe still to be decoded. Raises OSError, DecodeError."""
+        return open_image(self.read(index), self.pixel_range)
 
     def captions(self) -> Captions | None:
         """Texts about each image, maybe none for some; None where the source has no captions at all. ValueError where
@@ -62,6 +75,9 @@ class Selection(Source):
         self.labels = labels
         self.classes = classes
         self.shards = None if base.shards is None else _shards_of(base.shards, indices)
+        self.pixel_range = base.pixel_range
+        self.channel_names = base.channel_names
+        self.kind = base.kind
         self._base = base
         self._indices = indices
 
@@ -71,7 +87,7 @@ class Selection(Source):
     def path(self, index: int) -> str:
         return self._base.path(int(self._indices[index]))
 
-    def read(self, index: int) -> bytes | NDArray[np.uint8]:
+    def read(self, index: int) -> bytes | NDArray[Any]:
         return self._base.read(int(self._indices[index]))
 
     def captions(self) -> Captions | None:

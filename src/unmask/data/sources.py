@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
 
+from unmask.data.arrays import ArraySource, is_array_file, open_arrays
 from unmask.data.captions import Captions, caption_file, read_captions
 from unmask.data.huggingface import PREFIX, STREAM_PREFIX, open_huggingface
 from unmask.data.idx import IDX_SUFFIXES, idx_file, read_idx
@@ -21,6 +21,7 @@ from unmask.data.index import EXTENSIONS, index_folder, is_image_name
 from unmask.data.layout import Layout, Split, arrange, hashed_test_mask
 from unmask.data.lmdb import is_database, open_lmdb
 from unmask.data.paths import PathTable
+from unmask.data.planes import PLANES_PREFIX, open_planes
 from unmask.data.remote import is_url
 from unmask.data.shard_table import INDEX_FILE
 from unmask.data.shards import has_shards, open_shards
@@ -50,6 +51,8 @@ FASHION_CLASSES = (
 class FileSource(Source):
     """Image files named relative to a folder."""
 
+    kind = "image files"
+
     def __init__(self, name: str, root: Path, paths: Sequence[bytes]) -> None:
         self.name = name
         self.labels = None
@@ -75,6 +78,8 @@ class FileSource(Source):
 
 class TarSource(Source):
     """Images in an uncompressed tar archive, read in place by their offsets."""
+
+    kind = "a tar archive"
 
     def __init__(self, name: str, archive: Path) -> None:
         """Lists the archive once. Raises tarfile.TarError or OSError when it is none."""
@@ -105,35 +110,6 @@ class TarSource(Source):
             return file.read(int(self._sizes[index]))
 
 
-class ArraySource(Source):
-    """Images that are already uint8 arrays [H, W, C] (or [H, W]), of any number of channels and any sizes."""
-
-    def __init__(
-        self,
-        name: str,
-        images: Sequence[NDArray[np.uint8]] | NDArray[np.uint8],
-        *,
-        labels: ArrayLike | None = None,
-        classes: tuple[str, ...] | None = None,
-    ) -> None:
-        if labels is not None and len(np.asarray(labels)) != len(images):
-            raise ValueError(f"{name} has {len(images)} images but {len(np.asarray(labels))} labels")
-        self.name = name
-        self.labels = None if labels is None else np.asarray(labels, dtype=np.int64)
-        self.classes = classes
-        self._images = images
-
-    def __len__(self) -> int:
-        return len(self._images)
-
-    def path(self, index: int) -> str:
-        return f"{self.name}/{index}"
-
-    def read(self, index: int) -> NDArray[np.uint8]:
-        image: NDArray[np.uint8] = self._images[index]
-        return image
-
-
 def open_source(spec: str | Path, *, split: Split = "all") -> Source:
     """The images a user means by `spec`.
 
@@ -148,6 +124,8 @@ def open_source(spec: str | Path, *, split: Split = "all") -> Source:
     - a `.tar` or `.zip` archive, laid out like a folder;
     - tar shards (`unmask.data.shards`): a folder of them, `shards/train-{000000..000127}.tar`, the `index.json` of
       `unmask shard`, or any of these as a URL (`https://`, `s3://` ...);
+    - a `.npy` or `.npz` file with all images (`unmask.data.arrays`); one image a `.npy` file is a folder;
+    - `planes:FOLDER`: a file a channel (`unmask.data.planes`);
     - an LMDB database with image files as values: a `.lmdb` file or folder, or one that holds `data.mdb`;
     - `hf:PATH`, `hf:NAME` or `hf:NAME[part]`: a data set of Hugging Face, on this disk or from their hub;
     - `builtin:emoji`, `builtin:fashion-mnist`.
@@ -159,6 +137,8 @@ def open_source(spec: str | Path, *, split: Split = "all") -> Source:
         return _open_builtin(text, split)
     if text.startswith(PREFIX):
         return open_huggingface(text, split)
+    if text.startswith(PLANES_PREFIX):
+        return open_planes(text, split)
     if text.startswith(STREAM_PREFIX):
         raise ValueError(
             f"{text} can only be read from its beginning: make shards of it first, by unmask shard {text} OUT"
@@ -180,12 +160,15 @@ def open_source(spec: str | Path, *, split: Split = "all") -> Source:
         return _open_list(text, path, split)
     if path.suffix.lower() == ".zip":
         return open_zip(text, path, split)
+    if is_array_file(path):
+        return open_arrays(text, path, split)
     if is_database(path):
         return open_lmdb(text, path, split)
     if path.name == INDEX_FILE:
         return open_shards(text, split)
     raise ValueError(
-        f"{text} is neither a folder of images, nor a .txt list of image files, nor a .tar or .zip archive"
+        f"{text} is neither a folder of images, nor a .txt list of image files, nor a .tar or .zip archive, "
+        "nor a .npy or .npz file"
     )
 
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
+from jaxtyping import Float64, UInt8
 
 from unmask.data.crop import Stream, sample_generator
 from unmask.data.dataset import BadFile
-from unmask.data.decode import DecodeError, decode, read_size
+from unmask.data.decode import DecodeError, OpenImage, read_size
 from unmask.data.sources import Source
 
-_ENOUGH_PIXELS = (224, 224)  # a larger JPEG is decoded at a reduced scale, as it will be for training
+ENOUGH_PIXELS = (224, 224)
+"""A larger JPEG is decoded at a reduced scale, as it will be for training."""
+LEVELS = 256
 _SMALLEST_STD = 1 / 255  # images of one colour must not divide by zero
 
 
@@ -23,12 +25,26 @@ def first_readable(source: Source, *, channels: int = 3, tries: int = 1000) -> i
     reason = "it is empty"
     for index in np.linspace(0, len(source) - 1, count).astype(np.int64).tolist():
         try:
-            decode(source.read(index), min_size=(1, 1), channels=channels)
+            source.open(index).decode(min_size=(1, 1), channels=channels)
         except (OSError, DecodeError) as error:
             bad = BadFile.of(source, index, error)
             reason = f"for example {bad.path}: {bad.reason}"
         else:
             return int(index)
+    raise ValueError(f"no readable image in {source.name}, {reason}")
+
+
+def first_opened(source: Source, *, tries: int = 1000) -> OpenImage:
+    """The first image that can be opened, of all or of `tries` spread over the source.
+
+    Raises ValueError when there is none.
+    """
+    for index in np.linspace(0, len(source) - 1, min(tries, len(source))).astype(np.int64).tolist():
+        try:
+            return source.open(index)
+        except (OSError, DecodeError) as error:
+            bad = BadFile.of(source, index, error)
+            reason = f"for example {bad.path}: {bad.reason}"
     raise ValueError(f"no readable image in {source.name}, {reason}")
 
 
@@ -56,23 +72,32 @@ def mean_and_std(
 
     Every image counts the same, whatever its size. Raises ValueError when none can be read.
     """
-    means: list[NDArray[np.float64]] = []
-    squares: list[NDArray[np.float64]] = []
-    levels = np.arange(256) / 255
+    total_CL, count = np.zeros((channels, LEVELS)), 0
     for index in _sampled(source, sample, seed):
         try:
-            pixels_HWC = decode(source.read(index), min_size=_ENOUGH_PIXELS, channels=channels).pixels_HWC
+            pixels_HWC = source.open(index).decode(min_size=ENOUGH_PIXELS, channels=channels).pixels_HWC
         except (OSError, DecodeError):
             continue
-        # A histogram is exact, and quicker than converting every pixel to a float.
-        shares = [np.bincount(pixels_HWC[:, :, c].ravel(), minlength=256) for c in range(channels)]
-        share_CL = np.array(shares) / (pixels_HWC.shape[0] * pixels_HWC.shape[1])
-        means.append(share_CL @ levels)
-        squares.append(share_CL @ levels**2)
-    if not means:
+        total_CL += level_shares(pixels_HWC)
+        count += 1
+    if not count:
         raise ValueError(f"no readable image in {source.name}")
-    mean = np.mean(means, axis=0)
-    std = np.sqrt(np.maximum(np.mean(squares, axis=0) - mean**2, 0))
+    return moments(total_CL / count)
+
+
+def level_shares(pixels_HWC: UInt8[np.ndarray, "H W C"]) -> Float64[np.ndarray, "C 256"]:
+    """How large a share of an image's pixels has each of the 256 levels, by channel."""
+    # A histogram is exact, and quicker than converting every pixel to a float.
+    counts = [np.bincount(pixels_HWC[:, :, c].ravel(), minlength=LEVELS) for c in range(pixels_HWC.shape[2])]
+    shares_CL: Float64[np.ndarray, "C 256"] = np.array(counts) / (pixels_HWC.shape[0] * pixels_HWC.shape[1])
+    return shares_CL
+
+
+def moments(shares_CL: Float64[np.ndarray, "C 256"]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel, in [0, 1], of pixels that have these shares of the levels."""
+    levels = np.arange(LEVELS) / (LEVELS - 1)
+    mean = shares_CL @ levels
+    std = np.sqrt(np.maximum(shares_CL @ levels**2 - mean**2, 0))
     return tuple(mean.tolist()), tuple(np.maximum(std, _SMALLEST_STD).tolist())
 
 

@@ -25,6 +25,8 @@ _LOCAL_HEADER = struct.Struct("<4s22xHH")  # signature, length of the name, leng
 class ZipSource(Source):
     """Images in a zip archive, laid out like a folder."""
 
+    kind = "a zip archive"
+
     def __init__(self, name: str, archive: Path) -> None:
         """Lists the archive once. Raises OSError or zipfile.BadZipFile; ValueError for kinds that cannot be read."""
         self.name = name

@@ -20,6 +20,7 @@ from typing_extensions import Doc
 from unmask import __version__
 from unmask.data.bad_files import TooManyBadFiles, are_too_many, too_many
 from unmask.data.loader import EvalLoader
+from unmask.data.pixel_range import in_range
 from unmask.data.shard_writing import write_atomically, writing
 from unmask.data.sharding import names_checksum
 from unmask.data.sources import Source
@@ -81,7 +82,7 @@ class Embedding:
         """`encoder` and `data` are as the user named them. ValueError where `out` cannot be such a file."""
         check_name(out)
         self.extractor = extractor
-        self.source = source
+        self.source = in_range(source, extractor.encoder.pixel_range)
         self.out = out
         self.config = config
         self.encoder = encoder
@@ -215,6 +216,7 @@ class Embedding:
             images=images,
             bad_files=len(self.source) - images,
             version=__version__,
+            pixel_range=encoder.pixel_range,
         )
         bad = (self._folder.bad(number).items() for number in numbers)
         lines = "".join(f"{name}\t{reason}\n" for part in bad for name, reason in part)

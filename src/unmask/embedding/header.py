@@ -8,11 +8,13 @@ from typing import Annotated, Any, Literal
 
 from typing_extensions import Doc
 
+from unmask.data.stored import PixelRange
 from unmask.embedding.recipe import Recipe
-from unmask.models.model_file import WRONG_VALUES
+from unmask.formats import FORMATS, objection
+from unmask.models.model_file import WRONG_VALUES, range_of
 
 KEY = "unmask_features"
-FORMAT = 1
+KIND = "features"
 Precision = Literal["fp32", "fp16"]
 
 
@@ -44,10 +46,14 @@ class Header:
     images: Annotated[int, Doc("Number of images that have features.")]
     bad_files: Annotated[int, Doc("Number of images that could not be read and are left out.")]
     version: Annotated[str, Doc("Version of unmask that wrote the file.")]
+    pixel_range: Annotated[
+        PixelRange | None,
+        Doc("What becomes black and white of images with more than 8 bits; None: the ends."),
+    ] = None
 
     def as_json(self) -> str:
         """The header as the file holds it."""
-        return json.dumps({"format": FORMAT, **asdict(self)})
+        return json.dumps({"format": FORMATS[KIND], **asdict(self)})
 
 
 def read_header(text: str | bytes | None, path: object) -> Header:
@@ -59,14 +65,16 @@ def read_header(text: str | bytes | None, path: object) -> Header:
         form = values.pop("format")
     except (*WRONG_VALUES, RecursionError) as error:
         raise ValueError(f"{path} has a damaged header") from error
-    if form != FORMAT:
-        raise ValueError(f"{path} has features of format {form!r}, this version reads {FORMAT}")
+    refused = objection(KIND, form)
+    if refused is not None:
+        raise ValueError(f"{path} {refused}")
     try:
         plan = values.pop("plan")
         recipe = plan.pop("recipe")
         size = recipe.pop("image_size")
         for name in ("mean", "std", "shape", "classes"):
             values[name] = None if values[name] is None else tuple(values[name])
+        values["pixel_range"] = range_of(values)
         header = Header(plan=Plan(recipe=Recipe(image_size=(size[0], size[1]), **recipe), **plan), **values)
         counts = (header.images, header.bad_files, header.channels, plan["part_size"], *header.shape)
         if not header.shape or any(not isinstance(count, int) or count < 0 for count in counts):

@@ -12,19 +12,14 @@ from numpy.typing import NDArray
 
 from unmask.embedding.header import KEY, Header, read_header
 from unmask.embedding.rows import Blocks, FeatureFile, Row
+from unmask.extras import require
 
 
 def library() -> Any:
     """The library pyarrow. ValueError where it is missing."""
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError as error:
-        raise ValueError(
-            "parquet files need the library pyarrow, which is missing: pip install 'unmask[parquet]', or write .npy "
-            "or .safetensors"
-        ) from error
-    return pyarrow
+    return require(
+        "parquet", "parquet files need", "pyarrow", "pyarrow.parquet", otherwise=", or write .npy or .safetensors"
+    )
 
 
 def write_parquet(path: Path, header: Header, blocks: Blocks) -> None:

@@ -7,7 +7,8 @@ import torch
 from numpy.typing import NDArray
 
 from unmask.data.dataset import BadFile
-from unmask.data.decode import DecodeError, decode
+from unmask.data.decode import DecodeError
+from unmask.data.pixel_range import in_range
 from unmask.data.source import Source
 from unmask.embedding.neighbours import normalised
 from unmask.embedding.recipe import Extractor, encoder_checksum
@@ -37,9 +38,10 @@ def query_extractor(file: FeatureFile, encoder: str | None, device: torch.device
 
 def query_features(extractor: Extractor, queries: Source) -> NDArray[np.float32]:
     """Features of length 1, a row a query. ValueError for a query that cannot be read."""
+    queries = in_range(queries, extractor.encoder.pixel_range)
     for index in range(len(queries)):
         try:
-            decode(queries.read(index), min_size=(1, 1), channels=extractor.channels)
+            queries.open(index).decode(min_size=(1, 1), channels=extractor.channels)
         except (OSError, DecodeError) as error:
             bad = BadFile.of(queries, index, error)
             raise ValueError(f"{bad.path} cannot be searched for: {bad.reason}") from error

@@ -15,6 +15,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 from typing_extensions import Doc
 
+from unmask.models.model_file import range_entry
 from unmask.models.pretrained import PretrainedEncoder
 from unmask.models.vit import VitEncoder
 
@@ -73,6 +74,7 @@ class Extractor:
 def encoder_checksum(encoder: PretrainedEncoder) -> str:
     """SHA-256 of all that makes an encoder give its features, wherever it lies."""
     facts = {"config": asdict(encoder.encoder.config), "mean": encoder.mean, "std": encoder.std}
+    facts |= range_entry(encoder.pixel_range)
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
     for name, tensor in sorted(encoder.encoder.network.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())

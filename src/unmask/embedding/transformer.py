@@ -15,6 +15,7 @@ from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, Transfo
 from sklearn.utils import Tags
 from sklearn.utils.validation import check_is_fitted
 
+from unmask.data.pixel_range import in_range
 from unmask.embedding.images import GivenSource
 from unmask.embedding.recipe import Extractor
 from unmask.evaluation.features import check_finite, extract
@@ -23,7 +24,7 @@ from unmask.training.trainer import choose_device
 
 
 class UnmaskFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
-    """Frozen features [N, D] of images: paths, Pillow images, or uint8 arrays [H, W, C].
+    """Frozen features [N, D] of images: paths, Pillow images, or arrays [H, W, C] of numbers.
 
     `encoder`: a run folder, an encoder.safetensors, or timm:NAME, whose weights timm downloads at `fit`. `output`: the
     mean of the patches, or the class token. `block`: of a ViT's block, 0 the first; None: the last. `image_size`:
@@ -68,7 +69,7 @@ class UnmaskFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         check_is_fitted(self)
         if isinstance(X, str):
             raise ValueError(f"give a list of images, not one path: [{X!r}]")
-        source = GivenSource("images", X)
+        source = in_range(GivenSource("images", X), self.extractor_.encoder.pixel_range)
         height, width = self.extractor_.recipe.image_size
         found = extract(
             self.extractor_,

@@ -23,6 +23,7 @@ from torch import Tensor
 from typing_extensions import Doc
 
 from unmask.data.loader import EvalLoader, step_seed
+from unmask.data.pixel_range import in_range
 from unmask.data.sources import Source
 from unmask.evaluation.classifier import Classifier, check_logits, evenly, matched_labels
 from unmask.evaluation.metrics import wilson_interval
@@ -181,7 +182,7 @@ def certify(
     todo = [index for index in chosen if index not in known]
     height, width = classifier.image_size
     batches = EvalLoader(
-        source.subset(todo),
+        in_range(source, classifier.pixel_range).subset(todo),
         height=height,
         width=width,
         channels=classifier.channels,

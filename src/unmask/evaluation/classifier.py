@@ -15,6 +15,7 @@ from torch import Tensor
 
 from unmask.data.dataset import Retouch
 from unmask.data.loader import EvalLoader
+from unmask.data.pixel_range import PixelRange, in_range
 from unmask.data.sources import Source
 from unmask.evaluation.metrics import Score, rank_classes, score_ranking
 
@@ -36,6 +37,11 @@ class Classifier(Protocol):
     @property
     def channels(self) -> int:
         """Channels of the images it takes."""
+        ...
+
+    @property
+    def pixel_range(self) -> PixelRange | None:
+        """What becomes black and white of images with more than 8 bits."""
         ...
 
     @property
@@ -116,7 +122,7 @@ def judge(
     """
     height, width = classifier.image_size
     batches = EvalLoader(
-        source,
+        in_range(source, classifier.pixel_range),
         height=height,
         width=width,
         channels=classifier.channels,

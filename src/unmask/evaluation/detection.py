@@ -26,6 +26,7 @@ from typing_extensions import Doc
 
 from unmask.data.annotated import DetectionSource, Things
 from unmask.data.detection import DetectionTestLoader, Fit
+from unmask.data.pixel_range import in_range
 from unmask.evaluation.metrics import RESAMPLES
 from unmask.tasks.detection import Detections
 from unmask.tasks.detection_file import FinishedDetector
@@ -179,7 +180,9 @@ def evaluate_detection(
             f"{_shown(source.classes)}"
         )
     tally = DetectionTally(source.classes, outlines=found.detector.outlines and source.has_masks)
-    images = DetectionTestLoader(source, found.canvas, mean=found.mean, batch_size=batch_size, workers=workers)
+    images = DetectionTestLoader(
+        in_range(source, found.pixel_range), found.canvas, mean=found.mean, batch_size=batch_size, workers=workers
+    )
     training = found.detector.training
     found.detector.eval()
     try:

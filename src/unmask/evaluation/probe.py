@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from unmask.data.pixel_range import PixelRange
 from unmask.data.sources import Source
 from unmask.evaluation.features import check_finite
 from unmask.evaluation.linear import Heads, LinearConfig, fit_linear
@@ -35,6 +36,11 @@ class ProbeClassifier:
     def image_size(self) -> tuple[int, int]:
         """Height and width of the images, in pixels."""
         return self.pretrained.encoder.image_size
+
+    @property
+    def pixel_range(self) -> PixelRange | None:
+        """What becomes black and white of images with more than 8 bits."""
+        return self.pretrained.pixel_range
 
     @property
     def channels(self) -> int:

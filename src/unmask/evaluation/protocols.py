@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
+from unmask.data.pixel_range import in_range
 from unmask.data.sources import Source, labelled
 from unmask.evaluation.features import FeatureExtractor, Features, extract
 from unmask.models.encoder import Encoder
@@ -31,7 +32,7 @@ def encoder_features(
 ) -> Features:
     """Frozen features of all images of `source`, resized to the encoder's own image size."""
     extractor = partial(encoder.features, pooling=pooling)
-    return features_at_size_of(encoder.encoder, extractor, source, workers=workers)
+    return features_at_size_of(encoder.encoder, extractor, in_range(source, encoder.pixel_range), workers=workers)
 
 
 def labelled_or_none(data: str) -> tuple[Source, Source] | None:

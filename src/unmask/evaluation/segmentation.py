@@ -16,6 +16,7 @@ from torch import Tensor
 from typing_extensions import Doc
 
 from unmask.data.annotated import IGNORE, SegmentationSource
+from unmask.data.pixel_range import in_range
 from unmask.data.segmentation_crops import SegmentationTestLoader
 from unmask.evaluation.metrics import RESAMPLES
 from unmask.tasks.segmentation_file import FinishedSegmenter, best_classes
@@ -163,7 +164,9 @@ def evaluate_segmentation(
             f"the segmenter knows the classes {_shown(found.classes)}, but those of {source.name} are "
             f"{_shown(source.classes)}"
         )
-    images = SegmentationTestLoader(source, found.crop, channels=found.channels, workers=workers)
+    images = SegmentationTestLoader(
+        in_range(source, found.pixel_range), found.crop, channels=found.channels, workers=workers
+    )
     counts = []
     training = found.segmenter.training
     found.segmenter.eval()

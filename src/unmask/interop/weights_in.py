@@ -235,7 +235,12 @@ def _changed(opened: PretrainedEncoder, found: Found, wanted: Wanted, source: st
         raise ValueError("--std must be above 0")
     return Imported(
         encoder=PretrainedEncoder(
-            encoder=encoder, mean=normalisation[0], std=normalisation[1], origin=opened.origin, method=found.method
+            encoder=encoder,
+            mean=normalisation[0],
+            std=normalisation[1],
+            origin=opened.origin,
+            method=found.method,
+            pixel_range=opened.pixel_range,
         ),
         source=source,
         used={theirs: ours for ours, names in found.sources.items() for theirs in names},

@@ -7,8 +7,9 @@ timm alone loads such a file:
     model.load_state_dict(load_file("encoder.safetensors"))
 
 `model(images)` is then the mean of the patch tokens after the final norm, for images normalised by the header's
-"mean" and "std". For a network that gives maps (ResNet, ConvNeXt) it is the last map [B, D, rows, columns], whose mean
-over rows and columns is the feature. ConvMAE's hybrid is not in timm: its header names none ("timm_name" is null), and
+"mean" and "std". Images of more than 8 bits become 8 by the header's "pixel_range", where it has one. For a network
+that gives maps (ResNet, ConvNeXt) it is the last map [B, D, rows, columns], whose mean over rows and columns is the
+feature. ConvMAE's hybrid is not in timm: its header names none ("timm_name" is null), and
 `read_encoder` reads it.
 
 Shape legend: B images, C channels, H x W pixels, D width, r x c patches.
@@ -27,16 +28,27 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from unmask.data.stored import PixelRange
+from unmask.formats import FORMATS
 from unmask.models.build import build_encoder
 from unmask.models.encoder import Encoder
 from unmask.models.encoder_config import EncoderConfig
-from unmask.models.model_file import WRONG_VALUES, config_of, described, header_of, normalisation_of, read_tensors
+from unmask.models.model_file import (
+    WRONG_VALUES,
+    config_of,
+    described,
+    header_of,
+    normalisation_of,
+    range_entry,
+    range_of,
+    read_tensors,
+)
 from unmask.models.vit import VitEncoder
 from unmask.ranks import whole
 from unmask.views import normalise, to_float
 
 HEADER = "unmask_encoder"
-FORMAT = 1
+KIND = "encoder"
 Pooling = Literal["mean", "class"]
 
 
@@ -50,6 +62,8 @@ class PretrainedEncoder:
     origin: str
     method: str | None = None
     """Name of the method that trained it, where that is known."""
+    pixel_range: PixelRange | None = None
+    """What becomes black and white of images with more than 8 bits; None: the ends of their type."""
 
     @torch.no_grad()
     def features(
@@ -86,17 +100,23 @@ class PretrainedEncoder:
 
 
 def encoder_file(
-    encoder: Encoder, *, mean: tuple[float, ...], std: tuple[float, ...], facts: dict[str, Any]
+    encoder: Encoder,
+    *,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    facts: dict[str, Any],
+    pixel_range: PixelRange | None = None,
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors and metadata of an encoder file. `facts` (method, version, ...) stand beside in the header."""
     name, arguments = encoder.timm_model or (None, None)
     header = {
-        "format": FORMAT,
+        "format": FORMATS[KIND],
         "timm_name": name,
         "timm_arguments": arguments,
         "read_with": "timm" if name is not None else "unmask.open_encoder; timm has no such network",
         "mean": mean,
         "std": std,
+        **range_entry(pixel_range),
         "encoder": dataclasses.asdict(encoder.config),
         **facts,
     }
@@ -107,10 +127,11 @@ def encoder_file(
 def read_encoder(path: Path) -> PretrainedEncoder:
     """The encoder in a file that `encoder_file` made. ValueError where it is another kind of file or damaged."""
     tensors, metadata = read_tensors(path)
-    header = header_of(metadata, HEADER, FORMAT, path, "an encoder")
+    header = header_of(metadata, HEADER, KIND, path)
     try:
         config = config_of(EncoderConfig, header["encoder"])
         mean, std = normalisation_of(header, config.channels)
+        pixel_range = range_of(header)
     except WRONG_VALUES as error:
         raise ValueError(f"{path} has a damaged header") from error
     encoder = described(
@@ -121,7 +142,12 @@ def read_encoder(path: Path) -> PretrainedEncoder:
     )
     method = header.get("method")
     return PretrainedEncoder(
-        encoder=encoder, mean=mean, std=std, origin=str(path), method=method if isinstance(method, str) else None
+        encoder=encoder,
+        mean=mean,
+        std=std,
+        origin=str(path),
+        method=method if isinstance(method, str) else None,
+        pixel_range=pixel_range,
     )
 
 

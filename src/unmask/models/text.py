@@ -8,7 +8,6 @@ Shape legend: B captions, T tokens of the longest one (padded), W width.
 
 from __future__ import annotations
 
-import importlib
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -18,6 +17,8 @@ from typing import Annotated, Any
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 from typing_extensions import Doc
+
+from unmask.extras import require
 
 # RoBERTa's first four, then its mask, which stands at its end.
 SPECIAL = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
@@ -68,12 +69,7 @@ class TextConfig:
 
 def library(name: str) -> Any:
     """A module of the libraries that only captions need. ValueError where they are not installed."""
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise ValueError(
-            "captions need the libraries transformers and tokenizers, which are missing: pip install 'unmask[text]'"
-        ) from error
+    return require("text", "captions need", name)
 
 
 class TextTokens:

@@ -246,6 +246,7 @@ class ClassificationTask(Trainee[Batch, LabelledViews]):
         self.config = config
         self.classes = classes
         self.mean, self.std = pretrained.mean, pretrained.std
+        self.pixel_range = pretrained.pixel_range
         self.classifier = Classifier(encoder_to_tune(pretrained, config), config, len(classes))
         self.average = None if config.average is None else frozen_copy(self.classifier).eval()
         self._targets_NK = targets_NK
@@ -264,8 +265,8 @@ class ClassificationTask(Trainee[Batch, LabelledViews]):
 
     @property
     def retouch(self) -> RandAugment | None:
-        """What the data workers do to every crop. RandAugment knows 1 or 3 channels; others do without."""
-        if self.config.randaugment is None or len(self.mean) not in (1, 3):
+        """What the data workers do to every crop."""
+        if self.config.randaugment is None:
             return None
         return RandAugment(self.config.randaugment, tuple(round(255 * value) for value in self.mean))
 

@@ -28,16 +28,27 @@ from timm.models.beit import Beit
 from timm.models.eva import Eva
 from torch import Tensor, nn
 
+from unmask.data.stored import PixelRange
+from unmask.formats import FORMATS
 from unmask.models.build import build_encoder
 from unmask.models.convolutional import ConvEncoder
 from unmask.models.encoder_config import EncoderConfig, timm_arguments
-from unmask.models.model_file import WRONG_VALUES, config_of, described, header_of, normalisation_of, read_tensors
+from unmask.models.model_file import (
+    WRONG_VALUES,
+    config_of,
+    described,
+    header_of,
+    normalisation_of,
+    range_entry,
+    range_of,
+    read_tensors,
+)
 from unmask.models.vit import VitEncoder
 from unmask.tasks.classification import ClassificationTask, Classifier, ClassifierConfig
 from unmask.views import normalise, to_float
 
 HEADER = "unmask_classifier"
-FORMAT = 1
+KIND = "classifier"
 BUILT_BY = ("head", "pooling", "norm")
 """Fields of `ClassifierConfig` that decide what is built; the rest is about training."""
 
@@ -53,6 +64,8 @@ class FinishedClassifier:
     crop_ratio: float | None
     several: bool
     """Whether an image may have several classes: logits are then of each class alone."""
+    pixel_range: PixelRange | None = None
+    """What becomes black and white of images with more than 8 bits."""
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -101,6 +114,7 @@ def finished(task: ClassificationTask) -> FinishedClassifier:
         std=task.std,
         crop_ratio=task.config.test_crop,
         several=task.several,
+        pixel_range=task.pixel_range,
     )
 
 
@@ -117,7 +131,7 @@ def classifier_file(task: ClassificationTask, facts: dict[str, Any]) -> tuple[di
     if name is not None and not _timm_agrees(classifier, name, arguments or {}, tensors):
         name, arguments = None, None
     header = {
-        "format": FORMAT,
+        "format": FORMATS[KIND],
         "timm_name": name,
         "timm_arguments": arguments,
         "read_with": "timm" if name is not None else f"{__name__}.read_classifier; timm has no such network",
@@ -125,6 +139,7 @@ def classifier_file(task: ClassificationTask, facts: dict[str, Any]) -> tuple[di
         "several": task.several,
         "mean": task.mean,
         "std": task.std,
+        **range_entry(task.pixel_range),
         "crop_ratio": config.test_crop,
         "head_prefix": prefix,
         "encoder": dataclasses.asdict(encoder.config),
@@ -185,15 +200,33 @@ def _timm_agrees(classifier: Classifier, name: str, arguments: dict[str, Any], t
     return bool((theirs.eval()(image) - logits).abs().max() <= 1e-4 * logits.abs().max())
 
 
+def timm_model_of(path: Path) -> tuple[str | None, dict[str, Any]]:
+    """Name and arguments by which timm alone builds the classifier of a file; no name where it has no such network."""
+    _, metadata = read_tensors(path)
+    header = header_of(metadata, HEADER, KIND, path)
+    name, arguments = header.get("timm_name"), header.get("timm_arguments")
+    if not isinstance(name, str) or not isinstance(arguments, dict):
+        return None, {}
+    return name, arguments
+
+
+def classifier_facts(path: Path) -> dict[str, Any]:
+    """What a classifier file's header says of how it was made, as far as it does."""
+    _, metadata = read_tensors(path)
+    header = header_of(metadata, HEADER, KIND, path)
+    return {name: header[name] for name in ("protocol", "encoder_from", "start", "data", "version") if name in header}
+
+
 def read_classifier(path: Path) -> FinishedClassifier:
     """The classifier in a file that `classifier_file` made. ValueError where it is another kind of file or damaged."""
     tensors, metadata = read_tensors(path)
-    header = header_of(metadata, HEADER, FORMAT, path, "a classifier")
+    header = header_of(metadata, HEADER, KIND, path)
     try:
         encoder_config = config_of(EncoderConfig, header["encoder"])
         built = ClassifierConfig(**header["classifier"])
         classes = tuple(str(name) for name in header["classes"])
         mean, std = normalisation_of(header, encoder_config.channels)
+        pixel_range = range_of(header)
         prefix, several = str(header["head_prefix"]), bool(header["several"])
         crop_ratio = None if header["crop_ratio"] is None else float(header["crop_ratio"])
     except WRONG_VALUES as error:
@@ -218,4 +251,5 @@ def read_classifier(path: Path) -> FinishedClassifier:
         std=std,
         crop_ratio=crop_ratio,
         several=several,
+        pixel_range=pixel_range,
     )

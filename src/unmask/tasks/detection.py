@@ -416,6 +416,7 @@ class DetectionTask(Trainee[DetectionBatch, DetectionViews]):
         self.config = config
         self.classes = classes
         self.mean, self.std = pretrained.mean, pretrained.std
+        self.pixel_range = pretrained.pixel_range
         self.detector = detector_on(pretrained, config, len(classes), outlines=outlines)
         self._rule = LayerDecay(self.detector.encoder, config.layer_decay)
 

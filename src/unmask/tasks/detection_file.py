@@ -23,14 +23,25 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from unmask.data.detection import Fit, fit_of, on_canvas
+from unmask.data.stored import PixelRange
+from unmask.formats import FORMATS
 from unmask.models.build import build_encoder
 from unmask.models.encoder_config import EncoderConfig
-from unmask.models.model_file import WRONG_VALUES, config_of, described, header_of, normalisation_of, read_tensors
+from unmask.models.model_file import (
+    WRONG_VALUES,
+    config_of,
+    described,
+    header_of,
+    normalisation_of,
+    range_entry,
+    range_of,
+    read_tensors,
+)
 from unmask.tasks.detection import Detections, DetectionTask, Detector, DetectorConfig
 from unmask.views import normalise, to_float
 
 HEADER = "unmask_detector"
-FORMAT = 1
+KIND = "detector"
 _ENCODER = "encoder."  # before the names of the encoder's tensors
 _INSIDE = "rcnn.backbone.encoder."
 
@@ -46,6 +57,8 @@ class FinishedDetector:
     classes: tuple[str, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    pixel_range: PixelRange | None = None
+    """What becomes black and white of images with more than 8 bits."""
 
     @property
     def canvas(self) -> tuple[int, int]:
@@ -86,7 +99,9 @@ class FinishedDetector:
 
 def finished_detector(task: DetectionTask) -> FinishedDetector:
     """What a task has learnt so far, sharing its weights. Its mode (train or eval) is left as it is."""
-    return FinishedDetector(detector=task.detector, classes=task.classes, mean=task.mean, std=task.std)
+    return FinishedDetector(
+        detector=task.detector, classes=task.classes, mean=task.mean, std=task.std, pixel_range=task.pixel_range
+    )
 
 
 def detector_file(found: FinishedDetector, facts: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -96,12 +111,13 @@ def detector_file(found: FinishedDetector, facts: dict[str, Any]) -> tuple[dict[
     """
     detector = found.detector
     header = {
-        "format": FORMAT,
+        "format": FORMATS[KIND],
         "read_with": "unmask.tasks.detection_file.read_detector",
         "classes": found.classes,
         "outlines": detector.outlines,
         "mean": found.mean,
         "std": found.std,
+        **range_entry(found.pixel_range),
         "encoder": dataclasses.asdict(detector.encoder.config),
         "detector": dataclasses.asdict(detector.config),
         **facts,
@@ -114,12 +130,13 @@ def detector_file(found: FinishedDetector, facts: dict[str, Any]) -> tuple[dict[
 def read_detector(path: Path) -> FinishedDetector:
     """The detector in a file that `detector_file` made. ValueError where it is another kind of file or damaged."""
     tensors, metadata = read_tensors(path)
-    header = header_of(metadata, HEADER, FORMAT, path, "a detector")
+    header = header_of(metadata, HEADER, KIND, path)
     try:
         encoder_config = config_of(EncoderConfig, header["encoder"])
         config = config_of(DetectorConfig, header["detector"])
         classes = tuple(str(name) for name in header["classes"])
         mean, std = normalisation_of(header, encoder_config.channels)
+        pixel_range = range_of(header)
         outlines = bool(header["outlines"])
     except WRONG_VALUES as error:
         raise ValueError(f"{path} has a damaged header") from error
@@ -135,4 +152,4 @@ def read_detector(path: Path) -> FinishedDetector:
         detector.load_state_dict(kept | outside)
 
     detector = described(build, fill, path, "the detector")
-    return FinishedDetector(detector=detector.eval(), classes=classes, mean=mean, std=std)
+    return FinishedDetector(detector=detector.eval(), classes=classes, mean=mean, std=std, pixel_range=pixel_range)

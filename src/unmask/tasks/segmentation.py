@@ -179,6 +179,7 @@ class SegmentationTask(Trainee[SegmentationBatch, SegmentationViews]):
         self.config = config
         self.classes = classes
         self.mean, self.std = pretrained.mean, pretrained.std
+        self.pixel_range = pretrained.pixel_range
         self.segmenter = segmenter_on(pretrained, config, len(classes))
         width = self.segmenter.pyramid.widths[AUXILIARY_MAP]
         self.auxiliary: nn.Module | None = FCNHead(width, len(classes)) if config.auxiliary else None

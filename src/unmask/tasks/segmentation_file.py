@@ -21,14 +21,25 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from unmask.data.segmentation_crops import covering_size
+from unmask.data.stored import PixelRange
+from unmask.formats import FORMATS
 from unmask.models.build import build_encoder
 from unmask.models.encoder_config import EncoderConfig
-from unmask.models.model_file import WRONG_VALUES, config_of, described, header_of, normalisation_of, read_tensors
+from unmask.models.model_file import (
+    WRONG_VALUES,
+    config_of,
+    described,
+    header_of,
+    normalisation_of,
+    range_entry,
+    range_of,
+    read_tensors,
+)
 from unmask.tasks.segmentation import SegmentationTask, Segmenter, TestMode, segment, upsampled
 from unmask.views import normalise, to_float
 
 HEADER = "unmask_segmenter"
-FORMAT = 1
+KIND = "segmenter"
 _ENCODER = "encoder."  # before the names of the encoder's tensors
 _INSIDE = "pyramid.encoder."
 _LOGITS_AT_ONCE = 2**26  # 256 MB of float32
@@ -46,6 +57,8 @@ class FinishedSegmenter:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     mode: TestMode
+    pixel_range: PixelRange | None = None
+    """What becomes black and white of images with more than 8 bits."""
 
     @property
     def crop(self) -> tuple[int, int]:
@@ -111,7 +124,12 @@ def best_classes(logits_Khw: Float[Tensor, "K h w"], size: tuple[int, int]) -> U
 def finished_segmenter(task: SegmentationTask) -> FinishedSegmenter:
     """What a task has learnt so far, sharing its weights. Its mode (train or eval) is left as it is."""
     return FinishedSegmenter(
-        segmenter=task.segmenter, classes=task.classes, mean=task.mean, std=task.std, mode=task.config.test
+        segmenter=task.segmenter,
+        classes=task.classes,
+        mean=task.mean,
+        std=task.std,
+        mode=task.config.test,
+        pixel_range=task.pixel_range,
     )
 
 
@@ -123,11 +141,12 @@ def segmenter_file(found: FinishedSegmenter, facts: dict[str, Any]) -> tuple[dic
     """
     segmenter = found.segmenter
     header = {
-        "format": FORMAT,
+        "format": FORMATS[KIND],
         "read_with": "unmask.tasks.segmentation_file.read_segmenter",
         "classes": found.classes,
         "mean": found.mean,
         "std": found.std,
+        **range_entry(found.pixel_range),
         "mode": found.mode,
         "encoder": dataclasses.asdict(segmenter.encoder.config),
         "decoder": {"kind": "UperNet of segmentation_models_pytorch", "width": segmenter.decoder_width},
@@ -141,11 +160,12 @@ def segmenter_file(found: FinishedSegmenter, facts: dict[str, Any]) -> tuple[dic
 def read_segmenter(path: Path) -> FinishedSegmenter:
     """The segmenter in a file that `segmenter_file` made. ValueError where it is another kind of file or damaged."""
     tensors, metadata = read_tensors(path)
-    header = header_of(metadata, HEADER, FORMAT, path, "a segmenter")
+    header = header_of(metadata, HEADER, KIND, path)
     try:
         encoder_config = config_of(EncoderConfig, header["encoder"])
         classes = tuple(str(name) for name in header["classes"])
         mean, std = normalisation_of(header, encoder_config.channels)
+        pixel_range = range_of(header)
         decoder_width = int(header["decoder"]["width"])
         mode: TestMode = {"slide": "slide", "whole": "whole"}[header["mode"]]  # type: ignore[assignment]
     except WRONG_VALUES as error:
@@ -162,4 +182,6 @@ def read_segmenter(path: Path) -> FinishedSegmenter:
         segmenter.load_state_dict(kept | outside)
 
     segmenter = described(build, fill, path, "the segmenter")
-    return FinishedSegmenter(segmenter=segmenter.eval(), classes=classes, mean=mean, std=std, mode=mode)
+    return FinishedSegmenter(
+        segmenter=segmenter.eval(), classes=classes, mean=mean, std=std, mode=mode, pixel_range=pixel_range
+    )

@@ -37,6 +37,7 @@ from unmask.commands.evaluate.shared import (
 from unmask.commands.evaluate.trained import named_fields, recipe_for
 from unmask.commands.evaluate.training import PREFIX, Plan, TrainedOptions, first_set, train_with_floor, with_size
 from unmask.commands.parse import given, parse
+from unmask.data.pixel_range import in_range
 from unmask.data.sources import Source, labelled
 from unmask.data.statistics import first_readable
 from unmask.errors import STOPPED
@@ -206,6 +207,7 @@ def _certify(
     device = choose_device(command.device)
     classifier = read_single_label(subject.path, "a certificate").to(device)
     matched_labels(classifier.classes, test)
+    test = in_range(test, classifier.pixel_range)
     first_readable(test, channels=classifier.channels)
     settings = {
         "weights": fingerprint(str(subject.path)),

@@ -30,6 +30,7 @@ from unmask.commands.evaluate.shared import (
 from unmask.commands.parse import parse
 from unmask.config import structure
 from unmask.data.corruption import CORRUPTIONS, rehearse
+from unmask.data.pixel_range import in_range
 from unmask.data.sources import Source, labelled, open_source
 from unmask.data.statistics import first_readable
 from unmask.errors import STOPPED
@@ -134,13 +135,13 @@ def _classifier(
     path = classifier_path(command.run)
     if path is not None:
         finished = read_single_label(path, "robustness").to(device)
-        _check(finished.channels, finished.image_size, test, config)
+        _check(finished.channels, finished.image_size, in_range(test, finished.pixel_range), config)
         matched_labels(finished.classes, test)
         return finished, made
     encoder = open_encoder(command.run).to(device)
     channels = encoder.encoder.config.channels
-    _check(channels, encoder.encoder.image_size, test, config)
-    first_readable(train, channels=channels)
+    _check(channels, encoder.encoder.image_size, in_range(test, encoder.pixel_range), config)
+    first_readable(in_range(train, encoder.pixel_range), channels=channels)
     console = Console(stderr=True)
     if console.is_terminal:
         console.print("[dim]fitting a linear probe ...[/dim]", end="\r")

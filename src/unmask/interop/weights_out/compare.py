@@ -14,6 +14,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from unmask.data.loader import EvalLoader
+from unmask.data.pixel_range import PixelRange, in_range
 from unmask.data.sources import Source, open_source
 from unmask.errors import Failure
 from unmask.models.encoder import Encoder
@@ -37,13 +38,15 @@ class Difference:
     """That, by the largest feature."""
 
 
-def real_images(encoder: Encoder, data: str | None, count: int) -> UInt8[Tensor, "B C H W"]:
+def real_images(
+    encoder: Encoder, data: str | None, count: int, pixel_range: PixelRange | None = None
+) -> UInt8[Tensor, "B C H W"]:
     """At most `count` images from all over `data` (None: built-in ones), cut to the encoder's size.
 
     Built-in images are cut to any number of channels, which then are red, green and blue in turn. ValueError where no
     image can be read.
     """
-    source = _builtin() if data is None else open_source(data)
+    source = _builtin() if data is None else in_range(open_source(data), pixel_range)
     places = np.unique(np.linspace(0, len(source) - 1, count).astype(np.int64))
     height, width = encoder.image_size
     channels = encoder.config.channels

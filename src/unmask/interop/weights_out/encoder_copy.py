@@ -17,7 +17,13 @@ def write_encoder(
     pretrained: PretrainedEncoder, facts: dict[str, Any], images_BCHW: Tensor, path: Path
 ) -> list[Difference]:
     """Write the file with `facts` in its header, and compare what is read from it."""
-    tensors, metadata = encoder_file(pretrained.encoder, mean=pretrained.mean, std=pretrained.std, facts=facts)
+    tensors, metadata = encoder_file(
+        pretrained.encoder,
+        mean=pretrained.mean,
+        std=pretrained.std,
+        facts=facts,
+        pixel_range=pretrained.pixel_range,
+    )
     write_atomically(path, tensors, metadata)
     again = read_encoder(path).to(torch.device("cpu"))
     return [difference("tokens", tokens_of(again, images_BCHW), tokens_of(pretrained, images_BCHW))]

@@ -19,6 +19,7 @@ from torch.export import Dim, ExportedProgram
 from unmask.interop.weights_out.compare import Difference, difference, normalised
 from unmask.models.convolutional import ConvEncoder
 from unmask.models.encoder import Encoder
+from unmask.models.model_file import range_entry
 from unmask.models.pixels import PixelEncoder
 from unmask.models.pretrained import PretrainedEncoder
 from unmask.models.vit import VitEncoder
@@ -52,6 +53,7 @@ class Graph:
             "any_size": self.any_size,
             "mean": pretrained.mean,
             "std": pretrained.std,
+            **range_entry(pretrained.pixel_range),
             "method": pretrained.method,
         }
 
