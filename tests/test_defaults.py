@@ -150,3 +150,17 @@ def test_methods_may_look_at_the_data_for_more_than_images() -> None:
     assert settings.classes == 3
     with pytest.raises(ValueError, match=r"^SupMAE learns from labels, and drawn has none"):
         fit_settings(METHODS["supmae"].Config(), Wishes(), ArraySource("drawn", images))
+
+
+@pytest.mark.parametrize("channels", [1, 2, 5])
+def test_hue_is_left_out_and_that_is_said_where_there_is_no_rgb(channels: int) -> None:
+    wishes = Wishes(channels=channels)
+    settings, notes = fitted("conmim", wishes, (32, 32), channels=channels)
+    many = "s" if channels > 1 else ""
+    assert f"no changes of hue, which need red, green and blue, for {channels} channel{many}" in notes
+    usual = METHODS["conmim"].Config().colour
+    assert usual.hue > 0
+    assert settings.colour == replace(usual, hue=0.0)
+    assert fitted("conmim", Wishes(), (32, 32))[0].colour == usual
+    _, notes = fitted("mae", wishes, (32, 32), channels=channels)
+    assert not any("hue" in note for note in notes)

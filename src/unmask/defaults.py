@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, replace
+from typing import Any
 
+from unmask.colour.plan import ColourConfig
 from unmask.data.sources import Source
-from unmask.data.statistics import mean_and_std, median_size
+from unmask.data.statistics import first_opened, mean_and_std, median_size
 from unmask.methods.base import IMAGENET_MEAN, MethodConfig
 from unmask.models.build import fixed_patch, renamed
 from unmask.models.encoder_config import EncoderConfig
 
 FULL_SIZE = 224
+_USUAL_CHANNELS = (1, 3)
+"""Grey and colours, which become one another."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +67,15 @@ def default_workers() -> int:
     return min(8, max(1, processors() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
 
 
+def fitting_channels(usual: int, wish: int | None, source: Source) -> int:
+    """How many channels to take: as the user says, or as the images have where they are neither grey nor colours, or
+    else the usual number. ValueError where none can be opened."""
+    if wish is not None or usual not in _USUAL_CHANNELS:
+        return usual if wish is None else wish
+    found = first_opened(source).channels
+    return usual if found in _USUAL_CHANNELS else found
+
+
 def fit_settings(settings: MethodConfig, wishes: Wishes, source: Source | None) -> tuple[MethodConfig, list[str]]:
     """A method's settings for this data, and a sentence for everything that was chosen.
 
@@ -82,6 +95,11 @@ def fit_settings(settings: MethodConfig, wishes: Wishes, source: Source | None) 
         encoder = renamed(encoder, wishes.encoder, type(settings)().encoder)
     if wishes.channels is not None:
         encoder = replace(encoder, channels=wishes.channels)
+    elif source is not None:
+        channels = fitting_channels(encoder.channels, None, source)
+        if channels != encoder.channels:
+            notes.append(f"{channels} channels, as the images have")
+        encoder = replace(encoder, channels=channels)
     height, width, patch = _sizes(encoder, wishes, source, notes)
     mean, std = _normalisation(settings, encoder.channels, wishes.normalisation, source, notes)
     settings = replace(
@@ -90,6 +108,7 @@ def fit_settings(settings: MethodConfig, wishes: Wishes, source: Source | None) 
         mean=mean,
         std=std,
     )
+    settings = _without_hue(settings, notes)
     if wishes.lr is not None:
         settings = replace(settings, optimizer=replace(settings.optimizer, lr=wishes.lr, lr_batch=None))
     return settings, notes
@@ -116,6 +135,20 @@ def _sizes(
     side = default_side(median, patch)
     notes.append(f"crops of {side}x{side} pixels in patches of {patch}, for images of median side {median}")
     return side, side, patch
+
+
+def _without_hue(settings: MethodConfig, notes: list[str]) -> MethodConfig:
+    """Settings that turn no hue where there is none: it is an angle between red, green and blue."""
+    channels = settings.encoder.channels
+    turned: dict[str, Any] = {
+        name: replace(value, hue=0.0)
+        for name, value in vars(settings).items()
+        if isinstance(value, ColourConfig) and value.hue and value.jitter_p
+    }
+    if channels == 3 or not turned:
+        return settings
+    notes.append(f"no changes of hue, which need red, green and blue, for {channels} channel{'s' * (channels > 1)}")
+    return replace(settings, **turned)
 
 
 def _normalisation(

@@ -14,6 +14,7 @@ from torch import Tensor
 from unmask import __version__
 from unmask.config import RunConfig
 from unmask.data.loader import CropLoader, EvalLoader
+from unmask.data.pixel_range import in_range
 from unmask.data.sources import Source, open_source
 from unmask.evaluation.knn import neighbours
 from unmask.methods.base import Method
@@ -40,6 +41,7 @@ from unmask.report import (
     run_warnings,
     similarity_sheet,
 )
+from unmask.report.false_colour import Chosen, check_chosen
 from unmask.run_folder import RunFolder
 from unmask.training.checkpoint import load_module_tensors
 from unmask.views import Views, denormalise
@@ -51,17 +53,19 @@ NEIGHBOURS = 6
 QUERIES = 4
 
 
-def write_report(folder: RunFolder) -> Path:
+def write_report(folder: RunFolder, chosen: Chosen = None) -> Path:
     """Write `report.html` of a run, finished or not; returns its path.
 
-    ValueError where the folder holds no run or cannot be written.
+    `chosen` names the channels that pictures show (see `FalseColour`). ValueError where the folder holds no run or
+    cannot be written, and for channels that its images do not have.
     """
     config = folder.config()
+    check_chosen(chosen, config.settings.encoder.channels)
     records = read_log(folder.log_file) if folder.log_file.exists() else []
     step, _ = folder.last_step()
     method = build_method(config)
     info = method.info
-    figures, trouble = _figures(config, folder, method)
+    figures, trouble = _figures(config, folder, method, chosen)
     if folder.steps_left_out():
         trouble.append(f"`unmask replay {folder.path}` takes a step that was left out again, and says what broke.")
     page = Page(
@@ -107,22 +111,22 @@ def _verdict(scores: tuple[Accuracy, ...]) -> str:
     )
 
 
-def _figures(config: RunConfig, folder: RunFolder, method: Method) -> tuple[list[Figure], list[str]]:
+def _figures(config: RunConfig, folder: RunFolder, method: Method, chosen: Chosen) -> tuple[list[Figure], list[str]]:
     """Pictures of what the method has learnt, or a sentence why there are none."""
     try:
         checkpoint, _ = folder.newest_checkpoint(torch.device("cpu"))
         if checkpoint is None:
             return [], ["There are no pictures: the run has no checkpoint."]
-        source = open_source(config.data)
+        source = in_range(open_source(config.data), config.pixel_range)
         load_module_tensors(method, checkpoint.tensors)
         method.eval()
         start = exported_encoder(build_method(config), "random start").to(torch.device("cpu"))
         trained = exported_encoder(method, str(folder.path)).to(torch.device("cpu"))
         views = _views(config, method, source)
         return [
-            *_method_figures(method, views),
-            *_attention_figures(method, trained, start, views),
-            _neighbour_figure(trained, start, source),
+            *_method_figures(method, views, chosen),
+            *_attention_figures(method, trained, start, views, chosen),
+            _neighbour_figure(trained, start, source, chosen),
         ], []
     except ValueError as error:
         return [], [f"There are no pictures: {error}."]
@@ -145,7 +149,7 @@ def _views(config: RunConfig, method: Method, source: Source) -> Views:
 
 
 @torch.no_grad()
-def _method_figures(method: Method, views: Views) -> list[Figure]:
+def _method_figures(method: Method, views: Views, chosen: Chosen) -> list[Figure]:
     """What this method predicts: painted patches, or places found; nothing where it hides no patches."""
     grid = method.exported().grid
     inspection = method.inspect(views)
@@ -159,6 +163,7 @@ def _method_figures(method: Method, views: Views) -> list[Figure]:
             _pictures(method, inspection.reconstruction_BCHW)[:SHOWN],
             views.mask_BN[:SHOWN],
             grid,
+            chosen=chosen,
         )
         figures.append(Figure(title="Reconstruction", sheets={"": sheet}))
     if inspection.similarity_BNN is not None:
@@ -171,6 +176,7 @@ def _method_figures(method: Method, views: Views) -> list[Figure]:
             inspection.similarity_BNN[:SHOWN],
             queries_BQ,
             grid,
+            chosen=chosen,
         )
         figures.append(Figure(title="Where hidden patches find themselves", sheets={"": sheet}))
     return figures
@@ -182,7 +188,7 @@ def _pictures(method: Method, images_BCHW: Tensor) -> Tensor:
 
 
 def _attention_figures(
-    method: Method, trained: PretrainedEncoder, start: PretrainedEncoder, views: Views
+    method: Method, trained: PretrainedEncoder, start: PretrainedEncoder, views: Views, chosen: Chosen
 ) -> list[Figure]:
     """Where the last block looks; nothing for convolutional networks, which have no attention."""
     if isinstance(trained.encoder, ConvEncoder):
@@ -190,15 +196,15 @@ def _attention_figures(
 
     def sheet(network: PretrainedEncoder) -> Sheet:
         attention_BAN = network.encoder.attention(views.online[:SHOWN])
-        return attention_sheet(_pictures(method, views.online[:SHOWN]), attention_BAN, network.encoder.grid)
+        pictures_BCHW = _pictures(method, views.online[:SHOWN])
+        return attention_sheet(pictures_BCHW, attention_BAN, network.encoder.grid, chosen=chosen)
 
     return [Figure(title="Attention", sheets={"Random start": sheet(start), "Pre-trained": sheet(trained)})]
 
 
-def _neighbour_figure(trained: PretrainedEncoder, start: PretrainedEncoder, source: Source) -> Figure:
+def _neighbour_figure(trained: PretrainedEncoder, start: PretrainedEncoder, source: Source, chosen: Chosen) -> Figure:
     """The nearest images of some images, before and after training."""
-    chosen = np.random.default_rng(0).permutation(len(source))[:GALLERY]
-    gallery = source.subset(chosen)
+    gallery = source.subset(np.random.default_rng(0).permutation(len(source))[:GALLERY])
     height, width = trained.encoder.image_size
     loader = EvalLoader(
         gallery,
@@ -229,6 +235,7 @@ def _neighbour_figure(trained: PretrainedEncoder, start: PretrainedEncoder, sour
             pictures[found_QK],
             query_labels=None if labels is None else labels[:queries],
             neighbour_labels=None if labels is None else [[labels[int(i)] for i in row] for row in found_QK],
+            chosen=chosen,
         )
 
     return Figure(title="Nearest neighbours", sheets={"Random start": sheet(start), "Pre-trained": sheet(trained)})

@@ -215,7 +215,7 @@ def test_a_sample_does_not_depend_on_its_neighbours(data, channels, batch):
     torch.testing.assert_close(together[sample : sample + 1], alone, atol=1e-6, rtol=0)
 
 
-@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("channels", [1, 2, 3, 5, 13])
 @pytest.mark.parametrize(
     "config", [CONMIM, replace(ALWAYS, hue=0.5, grey_p=0.3, saturation=1.5)], ids=["conmim", "most"]
 )
@@ -255,14 +255,26 @@ def test_hue_is_exact_where_its_cases_meet(shift):
     torch.testing.assert_close(actual, expected, atol=2e-6, rtol=0)
 
 
-@pytest.mark.parametrize("channels", [1, 2, 4, 8])
-def test_without_three_channels_saturation_hue_and_grey_are_skipped(channels):
+@pytest.mark.parametrize("channels", [2, 4, 5, 13])
+def test_without_three_channels_grey_is_the_mean_over_them_and_hue_is_skipped(channels):
     images_BCHW = _images(3, channels, 8, 6)
-    only_rgb = replace(_jitter([3, 2, 0, 1], [[1.0, 1.0, 1.5, 0.2]] * 3), grey_B=torch.ones(3, dtype=torch.bool))
-    assert apply_colour(images_BCHW, only_rgb) is images_BCHW
-    contrast = apply_colour(images_BCHW, _jitter([0, 1, 2, 3], [[1.0, 0.5, 1.5, 0.2]] * 3))
-    mean_B111 = images_BCHW.mean(dim=(1, 2, 3), keepdim=True)
+    assert apply_colour(images_BCHW, _jitter([3, 2, 0, 1], [[1.0, 1.0, 1.0, 0.2]] * 3)) is images_BCHW
+    mean_B111, mean_B1HW = images_BCHW.mean(dim=(1, 2, 3), keepdim=True), images_BCHW.mean(dim=1, keepdim=True)
+    contrast = apply_colour(images_BCHW, _jitter([0, 1, 2, 3], [[1.0, 0.5, 1.0, 0.2]] * 3))
     torch.testing.assert_close(contrast, (images_BCHW + mean_B111) / 2)
+    for factor in (0.25, 1.5):
+        saturated = apply_colour(images_BCHW, _jitter([2, 1, 0, 3], [[1.0, 1.0, factor, 0.2]] * 3))
+        expected = (factor * images_BCHW + (1 - factor) * mean_B1HW).clamp(0, 1)
+        torch.testing.assert_close(saturated, expected)
+    grey = apply_colour(images_BCHW, replace(_nothing(3), grey_B=torch.tensor([True, False, True])))
+    torch.testing.assert_close(grey[::2], mean_B1HW[::2].expand(-1, channels, -1, -1).contiguous())
+    assert torch.equal(grey[1], images_BCHW[1])
+
+
+def test_one_channel_has_no_colour_to_change():
+    images_BCHW = _images(3, 1, 8, 6)
+    no_change = replace(_jitter([3, 2, 0, 1], [[1.0, 1.0, 1.5, 0.2]] * 3), grey_B=torch.ones(3, dtype=torch.bool))
+    assert apply_colour(images_BCHW, no_change) is images_BCHW
 
 
 def test_the_default_config_changes_nothing():

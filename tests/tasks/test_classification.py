@@ -276,11 +276,15 @@ def test_workers_cut_crops_of_the_encoders_size_and_retouch_them() -> None:
     assert isinstance(tiny_task(replace(BARE, randaugment="rand-m5"), replace(TINY, channels=1)).retouch, RandAugment)
 
 
-def test_four_channels_are_not_for_randaugment() -> None:
+def test_four_channels_are_changed_erased_and_mixed_as_three_are() -> None:
     encoder = build_encoder(replace(TINY, channels=4), mask_token=False)
     four = replace(tiny_pretrained(), encoder=encoder, mean=(0.5,) * 4, std=(0.2,) * 4)
     task = ClassificationTask(four, replace(BARE, randaugment="rand-m9", mixup=0.8, erasing=1.0), CLASSES)
-    assert task.retouch is None
+    assert isinstance(task.retouch, RandAugment)
+    crop = batch_of((32, 32), channels=4).crops[0][0, 0]
+    changed = [task.retouch(crop, np.random.default_rng(seed)) for seed in range(8)]
+    assert all(one.shape == crop.shape for one in changed)
+    assert not all(torch.equal(one, crop) for one in changed)
     views = task.make_views(batch_of((32, 32), channels=4))
     assert views.images.shape == (4, 4, 32, 32)
     assert torch.isfinite(task.losses(views)["class"])

@@ -6,6 +6,9 @@ blur, solarise) is that of ConMIM, CMAE, BYOL and MoCo v3. `groups` carries a pl
 that meet the same operation, which makes few and large kernels; `pixels` with compiled loops over one image after
 another, which stays in a processor's cache from the first step to the last. `apply` chooses.
 
-Images without exactly three channels have no saturation, hue or greyscale, and these are skipped; brightness,
-contrast (around the mean over all channels), blur and solarisation work on any number of channels.
+All but hue works on any number of channels. Grey is the ITU's weighted sum of red, green and blue where there are
+three channels, and the mean over the channels where there are other numbers: contrast goes away from or towards its
+mean over the image, saturation and greyscale away from or towards its value at each pixel (in images of one channel
+that changes nothing). Hue is an angle between red, green and blue, so without exactly three channels it is skipped;
+`unmask pretrain` says so (`defaults.fit_settings`).
 """

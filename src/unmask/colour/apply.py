@@ -14,8 +14,7 @@ from unmask.data.batch import unwritten
 def apply_colour(images_BCHW: Float[Tensor, "B C H W"], parameters: ColourParameters) -> Float[Tensor, "B C H W"]:
     """The images, values in [0, 1], with each sample's colour changes; the input is left as it is.
 
-    Returns the input itself when there is nothing to do. Saturation, hue and greyscale need three channels
-    and are skipped otherwise.
+    Returns the input itself when there is nothing to do. Hue needs three channels and is skipped otherwise.
     """
     plan = ColourPlan.of(parameters, channels=images_BCHW.shape[1])
     if plan.idle or images_BCHW.device.type != "cpu" or images_BCHW.dtype != torch.float32:

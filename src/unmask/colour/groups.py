@@ -86,13 +86,14 @@ def _blend_(images_GCHW: Tensor, other: Tensor, factor_G111: Tensor) -> None:
 
 
 def _contrast_(images_GCHW: Tensor, factor_G111: Tensor) -> None:
-    mean_GC11 = images_GCHW.mean(dim=(2, 3), keepdim=True)
     # The mean of the grey image is the grey value of the channel means.
-    _blend_(images_GCHW, _grey(mean_GC11) if images_GCHW.shape[1] == 3 else mean_GC11.mean(1, True), factor_G111)
+    _blend_(images_GCHW, _grey(images_GCHW.mean(dim=(2, 3), keepdim=True)), factor_G111)
 
 
 def _grey(images_GCHW: Tensor) -> Tensor:
-    """One grey channel of RGB images: [G, 1, H, W]."""
+    """One grey channel, [G, 1, H, W]: the weighted sum of red, green and blue, or the mean of other channels."""
+    if images_GCHW.shape[1] != 3:
+        return images_GCHW.mean(dim=1, keepdim=True)
     red: Tensor
     red, green, blue = images_GCHW.split(1, dim=1)
     red_weight, green_weight, blue_weight = GREY_WEIGHTS

@@ -230,6 +230,24 @@ def _saturation(image: _Values, start: int, stop: int, factor: np.float32) -> No
 
 
 @_compiled
+def _saturation_without_colour(image: _Values, start: int, stop: int, factor: np.float32) -> None:
+    """`_saturation` for other numbers of channels than three, whose grey is their mean."""
+    channels, _, columns = image.shape
+    share = (_ONE - factor) / np.float32(channels)
+    grey = np.empty(columns, np.float32)
+    for y in range(start, stop):
+        grey[:] = 0
+        for c in range(channels):
+            row = image[c, y]
+            for x in range(columns):
+                grey[x] += share * row[x]
+        for c in range(channels):
+            row = image[c, y]
+            for x in range(columns):
+                row[x] = min(max(row[x] * factor + grey[x], _ZERO), _ONE)
+
+
+@_compiled
 def _hue(image: _Values, start: int, stop: int, rest: np.float32, sixths: int, down: bool) -> None:
     """`groups._hue_` tells how: three channels in a circle, which turns the other way round for `down`."""
     columns = image.shape[2]
@@ -322,10 +340,12 @@ def _change(image: _Values, start: int, stop: int, operation: int, value: np.flo
     """One operation that looks at no neighbours."""
     if operation in (BRIGHTNESS, CONTRAST):
         _line(image, start, stop, value, shift)
-    elif operation == SATURATION:
-        _saturation(image, start, stop, value)
-    elif operation == GREY:
-        _saturation(image, start, stop, _ZERO)
+    elif operation in (SATURATION, GREY):
+        factor = value if operation == SATURATION else _ZERO
+        if image.shape[0] == 3:
+            _saturation(image, start, stop, factor)
+        else:
+            _saturation_without_colour(image, start, stop, factor)
     elif operation == SOLARISE:
         _solarise(image, start, stop, value)
     elif operation >= TURNED_HUE:

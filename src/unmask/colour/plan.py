@@ -33,7 +33,9 @@ class ColourConfig:
     brightness: Annotated[float, Doc("Brightness factor is uniform in 1 ± this, at least 0.")] = 0.0
     contrast: Annotated[float, Doc("Contrast factor is uniform in 1 ± this, at least 0.")] = 0.0
     saturation: Annotated[float, Doc("Saturation factor is uniform in 1 ± this, at least 0.")] = 0.0
-    hue: Annotated[float, Doc("Hue shift is uniform in ± this, in turns of the colour circle; at most 0.5.")] = 0.0
+    hue: Annotated[
+        float, Doc("Hue shift is uniform in ± this, in turns of the colour circle; at most 0.5. RGB only.")
+    ] = 0.0
     jitter_p: Annotated[float, Doc("Probability that the four above are applied, in random order.")] = 0.0
     grey_p: Annotated[float, Doc("Probability of greyscale.")] = 0.0
     blur_p: Annotated[float, Doc("Probability of Gaussian blur.")] = 0.0
@@ -131,11 +133,12 @@ class ColourPlan:
     @classmethod
     def of(cls, parameters: ColourParameters, *, channels: int) -> ColourPlan:
         """The plan for images with this number of channels."""
-        rgb = channels == 3
         order_BJ, factors_BJ = parameters.order_BJ, parameters.factors_BJ
         idle_BJ = (factors_BJ == torch.tensor(_NEUTRAL)) | ~parameters.jitter_B[:, None]
-        if not rgb:
-            idle_BJ[:, [SATURATION, HUE]] = True
+        if channels != 3:
+            idle_BJ[:, HUE] = True
+        if channels == 1:  # grey already
+            idle_BJ[:, SATURATION] = True
         operation_BJ = order_BJ.clone()
         value_BJ = factors_BJ.gather(1, order_BJ)
         # Each kind of turn is an operation of its own, with the rest, up to half a sixth, as its value.
@@ -147,7 +150,7 @@ class ColourPlan:
         value_BJ = torch.where(is_hue_BJ, rest_BJ.abs(), value_BJ)
         operations = [operation_BJ.masked_fill(idle_BJ.gather(1, order_BJ), NONE)]
         for operation, flag_B in (
-            (GREY, parameters.grey_B & rgb),
+            (GREY, parameters.grey_B & (channels > 1)),
             (BLUR, parameters.blur_B),
             (SOLARISE, parameters.solarise_B),
         ):

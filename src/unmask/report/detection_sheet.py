@@ -17,6 +17,7 @@ from torch import Tensor
 from torchvision.ops import box_iou
 
 from unmask.evaluation.detection import ScannedImage
+from unmask.report.false_colour import Chosen, FalseColour
 from unmask.report.pixels import Colour, Picture, encoded, enlarged, to_picture
 from unmask.report.sheet import Cell, Sheet
 from unmask.report.text import percent
@@ -39,8 +40,14 @@ _FILLED = 0.4  # how much of the colour covers what lies inside an outline
 _LETTERS = 11  # height of the words, in pixels
 
 
-def detection_sheet(scanned: Sequence[ScannedImage], classes: tuple[str, ...]) -> Sheet:
-    """Two pictures of each image: the things marked in it, and those found with a score of a half or more."""
+def detection_sheet(scanned: Sequence[ScannedImage], classes: tuple[str, ...], chosen: Chosen = None) -> Sheet:
+    """Two pictures of each image: the things marked in it, and those found with a score of a half or more.
+
+    `chosen`: the images' channels to show. Raises ValueError when there is no image.
+    """
+    if not scanned:
+        raise ValueError("there is no image to show what was found in it")
+    colours = FalseColour.of([_shown(item) for item in scanned], chosen)
     rows, hits, marked, shown = [], 0, 0, 0
     for item in scanned:
         sure_K = item.found.scores_K >= SHOWN_FROM
@@ -50,13 +57,15 @@ def detection_sheet(scanned: Sequence[ScannedImage], classes: tuple[str, ...]) -
         hits += matches(boxes_K4, labels_K, truth_boxes[whole], truth_labels[whole])
         marked += int(whole.sum())
         shown += len(labels_K)
-        rows.append((_marked_cell(item, classes), _found_cell(item, classes, sure_K)))
+        rows.append((_marked_cell(item, classes, colours), _found_cell(item, classes, sure_K, colours)))
     return Sheet(
         headers=("Marked", "Found"),
         rows=tuple(rows),
-        caption="Left what is marked in some test images, right what the detector found there with a score, written "
-        f"beside the class, of {percent(100 * SHOWN_FROM)} or more. Each class has a colour of its own (in turn, where "
-        "there are many); a grey frame is a crowd, which counts neither as found nor as missed.",
+        caption=colours.captioned(
+            "Left what is marked in some test images, right what the detector found there with a score, written "
+            f"beside the class, of {percent(100 * SHOWN_FROM)} or more. Each class has a colour of its own (in turn, "
+            "where there are many); a grey frame is a crowd, which counts neither as found nor as missed."
+        ),
         note=f"{hits} of the {marked} things in these images were found, by a box that overlaps by half or more (IoU); "
         f"{shown - hits} of the {shown} boxes found are on nothing that is marked, or on a thing that has one already.",
     )
@@ -79,21 +88,26 @@ def matches(
     return found
 
 
-def _marked_cell(item: ScannedImage, classes: tuple[str, ...]) -> Cell:
+def _shown(item: ScannedImage) -> Float[Tensor, "C H W"]:
+    """The image without the canvas around it, values in [0, 1]."""
+    return item.image[:, : item.fit.shown_height, : item.fit.shown_width].float() / 255
+
+
+def _marked_cell(item: ScannedImage, classes: tuple[str, ...], colours: FalseColour) -> Cell:
     things = item.things
     names = [classes[label] for label in things.labels_K.tolist()]
     captions = [f"crowd of {name}" if crowd else name for name, crowd in zip(names, things.crowd_K, strict=True)]
-    colours = [
+    paints = [
         CROWD if crowd else PALETTE[label % len(PALETTE)]
         for label, crowd in zip(things.labels_K.tolist(), things.crowd_K, strict=True)
     ]
     masks = [None] * len(names) if things.masks_KHW is None else list(things.masks_KHW)
-    picture = _drawn(item, things.boxes_K4, captions, colours, masks)
+    picture = _drawn(item, colours, things.boxes_K4, captions, paints, masks)
     words = _counted(captions)
     return Cell(image=encoded(picture, exact=True), alt=f"an image with {words} marked", label=words)
 
 
-def _found_cell(item: ScannedImage, classes: tuple[str, ...], sure_K: Tensor) -> Cell:
+def _found_cell(item: ScannedImage, classes: tuple[str, ...], sure_K: Tensor, colours: FalseColour) -> Cell:
     found = item.found
     labels = found.labels_K[sure_K].tolist()
     names = [classes[label] for label in labels]
@@ -102,8 +116,8 @@ def _found_cell(item: ScannedImage, classes: tuple[str, ...], sure_K: Tensor) ->
     masks: Iterable[NDArray[np.bool_] | None] = [None] * len(names)
     if found.shapes_KMM is not None:
         masks = [mask.numpy() for mask, sure in zip(found.masks(), sure_K.tolist(), strict=True) if sure]
-    colours = [PALETTE[label % len(PALETTE)] for label in labels]
-    picture = _drawn(item, found.boxes_K4[sure_K].numpy(), captions, colours, masks)
+    paints = [PALETTE[label % len(PALETTE)] for label in labels]
+    picture = _drawn(item, colours, found.boxes_K4[sure_K].numpy(), captions, paints, masks)
     words = _counted(names)
     return Cell(image=encoded(picture, exact=True), alt=f"the same image with {words} found", label=words)
 
@@ -115,16 +129,16 @@ def _counted(names: Sequence[str]) -> str:
 
 def _drawn(
     item: ScannedImage,
+    colours: FalseColour,
     boxes_K4: NDArray[np.float32],
     captions: Sequence[str],
-    colours: Sequence[Colour],
+    paints: Sequence[Colour],
     masks: Iterable[NDArray[np.bool_] | None],
 ) -> Picture:
     """The image, as large as it is shown, under outlines, frames and words."""
-    shown_CHW = item.image[:, : item.fit.shown_height, : item.fit.shown_width]
-    picture = np.array(enlarged(to_picture(shown_CHW.float() / 255)))
+    picture = np.array(enlarged(to_picture(colours(_shown(item)))))
     height, width = picture.shape[:2]
-    for mask_HW, colour in zip(masks, colours, strict=True):
+    for mask_HW, colour in zip(masks, paints, strict=True):
         if mask_HW is not None:
             inside_HW = np.asarray(Image.fromarray(mask_HW).resize((width, height), Image.Resampling.NEAREST))
             mixed = (1 - _FILLED) * picture[inside_HW] + _FILLED * np.array(colour)
@@ -133,13 +147,13 @@ def _drawn(
     draw = ImageDraw.Draw(image)
     scale = np.array([width / item.fit.width, height / item.fit.height] * 2)
     corners = [tuple(box) for box in (boxes_K4 * scale).round().astype(int).tolist()]
-    for (left, top, right, bottom), colour in zip(corners, colours, strict=True):
+    for (left, top, right, bottom), colour in zip(corners, paints, strict=True):
         frame = (left, top, max(right - 1, left), max(bottom - 1, top))
         draw.rectangle((frame[0] - 1, frame[1] - 1, frame[2] + 1, frame[3] + 1), outline=_DARK, width=4)
         draw.rectangle(frame, outline=colour, width=2)
     font = ImageFont.load_default(_LETTERS)
     # Words last, so that no frame crosses them.
-    for (left, top, _, _), caption, colour in zip(corners, captions, colours, strict=True):
+    for (left, top, _, _), caption, colour in zip(corners, captions, paints, strict=True):
         box = draw.textbbox((0, 0), caption, font=font)
         place = (min(max(left, 0), max(width - box[2] - 4, 0)), max(top - box[3] - 3, 0))
         draw.rectangle((*place, place[0] + box[2] + 4, place[1] + box[3] + 3), fill=_DARK)

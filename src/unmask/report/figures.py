@@ -1,13 +1,13 @@
 """What a run's encoder sees and does, as sheets of pictures.
 
-Shape legend: B images, C channels, H x W pixels, N patches in a grid of rows x columns, Q queries an image, K
-neighbours, A attention heads. Images are floats in [0, 1]; masks are True where a patch is hidden; patches
-count row by row.
+Shape legend: B images, C channels, H x W pixels, N patches in a grid of rows x columns, Q queries an image, A
+attention heads. Images are floats in [0, 1]; masks are True where a patch is hidden; patches
+count row by row. All images of a sheet are shown by one `FalseColour`, which the first of them decide; `chosen` names
+their channels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -17,8 +17,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from typing_extensions import Doc
 
+from unmask.report.false_colour import Chosen, FalseColour
 from unmask.report.pixels import Colour, Grid, Picture, encoded, enlarged, heat, outlined, shown, to_picture
-from unmask.report.sheet import Cell, Mark, Sheet
+from unmask.report.sheet import Cell, Sheet
 from unmask.report.text import percent
 
 HIDDEN_GREY = 0.5
@@ -83,12 +84,17 @@ def reconstruction_sheet(
     reconstruction_BCHW: Float[Tensor, "B C H W"],
     mask_BN: Bool[Tensor, "B N"],
     grid: Grid,
+    *,
+    chosen: Chosen = None,
 ) -> Sheet:
     """One row an image: original, masked, reconstructed, and the reconstruction pasted into what was visible.
 
     The reconstruction is in the images' own range; where a method predicts patches normalised by their own
     mean and deviation, undo that first.
     """
+    colours = FalseColour.of(images_BCHW, chosen)
+    # Before hidden patches are greyed, as a stretch would make that grey another one.
+    images_BCHW, reconstruction_BCHW = colours(images_BCHW), colours(reconstruction_BCHW)
     columns = {
         "original": images_BCHW,
         "masked": masked_image(images_BCHW, mask_BN, grid),
@@ -106,7 +112,7 @@ def reconstruction_sheet(
         "visible part. Blur is normal."
     )
     note = f"{percent(100 * mask_BN.float().mean().item())} of the patches were hidden."
-    return Sheet(headers=tuple(columns), rows=rows, caption=caption, note=note)
+    return Sheet(headers=tuple(columns), rows=rows, caption=colours.captioned(caption), note=note)
 
 
 def position_score(probability_BNN: Float[Tensor, "B N N"], mask_BN: Bool[Tensor, "B N"]) -> PositionScore:
@@ -156,6 +162,8 @@ def similarity_sheet(
     probability_BNN: Float[Tensor, "B N N"],
     queries_BQ: Int[Tensor, "B Q"],
     grid: Grid,
+    *,
+    chosen: Chosen = None,
 ) -> Sheet:
     """One row an image: masked view, target view, then for each query patch where its feature was found.
 
@@ -167,11 +175,14 @@ def similarity_sheet(
             belongs to target patch j; only rows of hidden patches are read.
         queries_BQ: the patches to show, hidden ones; at most six an image (see `pick_queries`).
         grid: rows and columns of patches.
+        chosen: the channels to show.
     """
     queries = queries_BQ.shape[1]
     if queries > len(QUERY_COLOURS):
         raise ValueError(f"at most {len(QUERY_COLOURS)} queries an image can be told apart, not {queries}")
-    masked_BCHW = masked_image(online_BCHW, mask_BN, grid)
+    colours = FalseColour.of(online_BCHW, chosen)
+    target_BCHW = colours(target_BCHW)
+    masked_BCHW = masked_image(colours(online_BCHW), mask_BN, grid)
     rows: list[tuple[Cell, ...]] = []
     for b in range(len(online_BCHW)):
         masked = enlarged(to_picture(masked_BCHW[b]))
@@ -195,7 +206,7 @@ def similarity_sheet(
         f"among {mask_BN.shape[1]} (blind guessing: {percent(100 * score.chance)})."
     )
     headers = ("masked view", "target view", *(f"query {q + 1}" for q in range(queries)))
-    return Sheet(headers=headers, rows=tuple(rows), caption=caption, note=note)
+    return Sheet(headers=headers, rows=tuple(rows), caption=colours.captioned(caption), note=note)
 
 
 def _similarity_cell(
@@ -222,6 +233,7 @@ def attention_sheet(
     grid: Grid,
     *,
     heads: int = 4,
+    chosen: Chosen = None,
 ) -> Sheet:
     """One row an image: the image, its class token's attention as the mean of heads, then `heads` heads.
 
@@ -230,13 +242,15 @@ def attention_sheet(
         attention_BAN: attention from the class token to each patch (the class token's own share left out).
         grid: rows and columns of patches.
         heads: how many single heads to show, spread evenly over the A there are.
+        chosen: the channels to show.
     """
     present = attention_BAN.shape[1]
     middle = (torch.arange(min(heads, present)) + 0.5) * present / max(1, min(heads, present))
     maps = {"mean of heads": attention_BAN.mean(dim=1)}
     maps |= {f"head {head + 1}": attention_BAN[:, head] for head in middle.long().tolist()}
     rows: list[tuple[Cell, ...]] = []
-    for b, image_CHW in enumerate(images_BCHW):
+    colours = FalseColour.of(images_BCHW, chosen)
+    for b, image_CHW in enumerate(colours(images_BCHW)):
         picture = enlarged(to_picture(image_CHW))
         cells = [Cell(image=shown(image_CHW), alt=f"image {b + 1}")]
         for name, map_BN in maps.items():
@@ -249,51 +263,4 @@ def attention_sheet(
         "than the background, with heads that look at different parts, are a good sign; the same even map "
         "everywhere is not."
     )
-    return Sheet(headers=("image", *maps), rows=tuple(rows), caption=caption)
-
-
-def neighbour_sheet(
-    queries_BCHW: Float[Tensor, "B C H W"],
-    neighbours_BKCHW: Float[Tensor, "B K C H W"],
-    *,
-    query_labels: Sequence[str] | None = None,
-    neighbour_labels: Sequence[Sequence[str]] | None = None,
-) -> Sheet:
-    """One row a query: the image, then its K nearest images, nearest first.
-
-    With labels given, a neighbour is marked by whether it has its query's label, and the share that has is
-    noted.
-
-    Raises:
-        ValueError: only one of the two kinds of labels is given, or their numbers do not fit the images.
-    """
-    B, K = neighbours_BKCHW.shape[:2]
-    if (query_labels is None) != (neighbour_labels is None):
-        raise ValueError("give labels for the queries and for their neighbours, or for neither")
-    if query_labels is not None and neighbour_labels is not None:
-        if len(query_labels) != B or [len(labels) for labels in neighbour_labels] != [K] * B:
-            raise ValueError(f"{B} queries with {K} neighbours each need as many labels")
-        pairs = [(query_labels[b], label) for b in range(B) for label in neighbour_labels[b]]
-        same = sum(query == label for query, label in pairs)
-        note = f"{same} of {len(pairs)} neighbours have their query's label."
-    else:
-        note = ""
-    rows: list[tuple[Cell, ...]] = []
-    for b in range(B):
-        label = query_labels[b] if query_labels is not None else ""
-        cells = [Cell(image=shown(queries_BCHW[b]), alt=f"query {b + 1} {label}".strip(), label=label)]
-        for k in range(K):
-            name = neighbour_labels[b][k] if neighbour_labels is not None else ""
-            mark: Mark = "none" if neighbour_labels is None else "right" if name == label else "wrong"
-            alt = f"neighbour {k + 1} of query {b + 1} {name}".strip()
-            cells.append(Cell(image=shown(neighbours_BKCHW[b, k]), alt=alt, label=name, mark=mark))
-        rows.append(tuple(cells))
-    caption = (
-        "Each row starts with an image; the others are the images whose features are nearest to its own, "
-        "nearest first. Rows of the same kind of thing show that the encoder groups by content; rows that "
-        "only share a colour or an outline show that it does not yet."
-    )
-    if note:
-        caption += " A tick marks a neighbour with the label of its query, a cross one with another."
-    headers = ("image", *(f"{k + 1}" for k in range(K)))
-    return Sheet(headers=headers, rows=tuple(rows), caption=caption, note=note)
+    return Sheet(headers=("image", *maps), rows=tuple(rows), caption=colours.captioned(caption))

@@ -15,6 +15,8 @@ from jaxtyping import Float, UInt8
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from unmask.report.false_colour import FalseColour
+
 Grid = tuple[int, int]
 Colour = tuple[int, int, int]
 Picture = UInt8[np.ndarray, "_ _ 3"]
@@ -27,10 +29,11 @@ SHOWN_AT_LEAST = 192
 
 
 def to_picture(image_CHW: Float[Tensor, "C H W"]) -> Picture:
-    """Values in [0, 1] as RGB bytes: the first three channels, or the first as grey where there are fewer."""
-    image_CHW = image_CHW.detach().float().cpu().nan_to_num(0.0).clamp(0, 1)
-    rgb_CHW = image_CHW[:3] if len(image_CHW) >= 3 else image_CHW[:1].expand(3, -1, -1)
-    return (rgb_CHW * 255).round().to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
+    """Values in [0, 1] as RGB bytes, of one channel (grey) or three; of others as `FalseColour` shows them alone."""
+    if len(image_CHW) not in (1, 3):
+        image_CHW = FalseColour.of([image_CHW])(image_CHW)
+    rgb_3HW = image_CHW.detach().float().cpu().nan_to_num(0.0).clamp(0, 1).expand(3, -1, -1)
+    return (rgb_3HW * 255).round().to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
 
 
 def enlarged(picture: Picture) -> Picture:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from jaxtyping import Float
 from torch import Tensor
 
+from unmask.report.false_colour import Chosen, FalseColour
 from unmask.report.pixels import shown
 from unmask.report.sheet import Cell, Mark, Sheet
 from unmask.report.text import percent
@@ -20,14 +21,17 @@ def prediction_sheet(
     logits_BK: Float[Tensor, "B K"],
     truth_BK: Float[Tensor, "B K"],
     classes: tuple[str, ...],
+    chosen: Chosen = None,
 ) -> Sheet:
     """Images in rows of six, each with the class that scores best, right where the image has that class.
 
-    `truth_BK` holds 1 for each class that an image has. Pictures are floats in [0, 1].
+    `truth_BK` holds 1 for each class that an image has. Pictures are floats in [0, 1]; `chosen`: their
+    channels to show.
     """
+    colours = FalseColour.of(images_BCHW, chosen)
     best_B = logits_BK.argmax(dim=1)
     cells = []
-    for image_CHW, best, truth_K in zip(images_BCHW, best_B.tolist(), truth_BK, strict=True):
+    for image_CHW, best, truth_K in zip(colours(images_BCHW), best_B.tolist(), truth_BK, strict=True):
         right = bool(truth_K[best])
         mark: Mark = "right" if right else "wrong"
         names = ", ".join(classes[place] for place in truth_K.nonzero().flatten().tolist()) or "nothing"
@@ -43,7 +47,9 @@ def prediction_sheet(
     return Sheet(
         headers=("",) * columns,
         rows=tuple(tuple(row) for row in rows),
-        caption="Some test images, spread over the set, with the class that the classifier finds most likely; where it "
-        "is wrong, what the image shows.",
+        caption=colours.captioned(
+            "Some test images, spread over the set, with the class that the classifier finds most likely; where it is "
+            "wrong, what the image shows."
+        ),
         note=f"{percent(100 * found / max(len(cells), 1))} of these are right.",
     )

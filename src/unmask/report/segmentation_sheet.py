@@ -14,6 +14,7 @@ from torch import Tensor
 
 from unmask.data.annotated import IGNORE
 from unmask.evaluation.segmentation import SegmentedImage
+from unmask.report.false_colour import Chosen, FalseColour
 from unmask.report.pixels import Colour, Picture, encoded, enlarged, shown, to_picture
 from unmask.report.sheet import Cell, Sheet
 from unmask.report.text import percent
@@ -38,18 +39,19 @@ ERROR_COLOUR: Colour = (255, 255, 255)
 _DIMMED = 0.45
 
 
-def segmentation_sheet(found: Sequence[SegmentedImage], classes: tuple[str, ...]) -> Sheet:
+def segmentation_sheet(found: Sequence[SegmentedImage], classes: tuple[str, ...], chosen: Chosen = None) -> Sheet:
     """One row an image: the image, its true classes, the predicted ones, and where they differ.
 
     Nine classes have a colour each, those with most pixels in what is shown (true or predicted); any others share one.
-    The caption names them. Raises ValueError when there is no image.
+    The caption names them. `chosen`: the images' channels to show. Raises ValueError when there is no image.
     """
     if not found:
         raise ValueError("there is no segmented image to show")
     palette, legend = _palette(found, classes)
-    rows = tuple(_row(number, item, palette) for number, item in enumerate(found, start=1))
+    colours = FalseColour.of([to_float(item.image[None])[0] for item in found], chosen)
+    rows = tuple(_row(number, item, palette, colours) for number, item in enumerate(found, start=1))
     right, counted = (sum(column) for column in zip(*(_right(item) for item in found), strict=True))
-    caption = (
+    caption = colours.captioned(
         "From left to right: the image; the class that every pixel has; the class that it was given; and in white the "
         f"pixels where the two differ. Colours: {legend}. Black pixels count neither as right nor as wrong. Errors "
         "along the borders of things are the last to go; whole things in white were taken for something else."
@@ -58,8 +60,10 @@ def segmentation_sheet(found: Sequence[SegmentedImage], classes: tuple[str, ...]
     return Sheet(headers=("image", "truth", "prediction", "errors"), rows=rows, caption=caption, note=note)
 
 
-def _row(number: int, item: SegmentedImage, palette: Int64[np.ndarray, "256 3"]) -> tuple[Cell, ...]:
-    image_CHW = to_float(item.image[None])[0]
+def _row(
+    number: int, item: SegmentedImage, palette: Int64[np.ndarray, "256 3"], colours: FalseColour
+) -> tuple[Cell, ...]:
+    image_CHW = colours(to_float(item.image[None])[0])
     picture = to_picture(image_CHW)
     size = picture.shape[0], picture.shape[1]
     truth_hw, predicted_hw = _resized(item.truth, size), _resized(item.predicted, size)

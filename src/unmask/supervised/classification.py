@@ -13,13 +13,15 @@ from torch import Tensor
 from unmask.data.batch import Batch
 from unmask.data.loader import CropLoader, EvalLoader
 from unmask.data.multilabel import MultiLabelSource, open_multilabel
+from unmask.data.pixel_range import in_range
 from unmask.data.sources import Source, labelled
 from unmask.data.statistics import first_readable
 from unmask.evaluation.classifier import check_logits, evenly, judge, matched_labels
 from unmask.evaluation.fewshot import label_share, n_shot
 from unmask.evaluation.multilabel import MultiLabelScore, score_multilabel
 from unmask.models.pretrained import PretrainedEncoder
-from unmask.report.page import Figure
+from unmask.report.false_colour import Chosen
+from unmask.report.parts import Figure
 from unmask.report.prediction_sheet import prediction_sheet
 from unmask.supervised.config import LabelBudget, SupervisedConfig
 from unmask.supervised.subject import Result, Subject
@@ -38,7 +40,7 @@ class ClassificationSubject(Subject[Batch]):
 
     def __init__(self, config: SupervisedConfig, start: PretrainedEncoder) -> None:
         assert isinstance(config.settings, ClassifierConfig)
-        self.train, self.test = classification_halves(config.data)
+        self.train, self.test = (in_range(half, start.pixel_range) for half in classification_halves(config.data))
         self.train = within_budget(self.train, config.budget, config.training.seed)
         assert self.train.classes is not None
         self.task = ClassificationTask(start, config.settings, self.train.classes, targets_NK=targets_of(self.train))
@@ -118,7 +120,7 @@ class ClassificationSubject(Subject[Batch]):
     def file(self, facts: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, str]]:
         return classifier_file(self.task, facts)
 
-    def figures(self) -> list[Figure]:
+    def figures(self, chosen: Chosen = None) -> list[Figure]:
         spread = evenly(len(self.test), SHOWN)
         shown = self.test.subset(spread.numpy())
         training = self.task.training
@@ -128,7 +130,7 @@ class ClassificationSubject(Subject[Batch]):
         logits_BK = finished(self.task)(images_BCHW)
         self.task.train(training)
         kept = spread[torch.cat([indices for _, indices in batches])]
-        sheet = prediction_sheet(images_BCHW.float() / 255, logits_BK, self._truth(kept), self.task.classes)
+        sheet = prediction_sheet(images_BCHW.float() / 255, logits_BK, self._truth(kept), self.task.classes, chosen)
         return [Figure(title="Test images and what the classifier says", sheets={"": sheet})]
 
     def _truth(self, indices_B: Tensor) -> Tensor:

@@ -10,8 +10,9 @@ from typing import Annotated, Any, Literal
 
 from typing_extensions import Doc
 
-from unmask.config import FORMAT, read_values, structure
+from unmask.config import KIND, read_values, structure
 from unmask.errors import in_short
+from unmask.formats import FORMATS
 from unmask.tasks.classification import ClassifierConfig
 from unmask.tasks.detection import DetectionConfig
 from unmask.tasks.segmentation import SegmentationConfig
@@ -75,7 +76,7 @@ class SupervisedConfig:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, as in config.json."""
-        values: dict[str, Any] = json.loads(json.dumps({"format": FORMAT, **dataclasses.asdict(self)}))
+        values: dict[str, Any] = json.loads(json.dumps({"format": FORMATS[KIND], **dataclasses.asdict(self)}))
         return values
 
 

@@ -10,12 +10,14 @@ from torch import Tensor
 from unmask.data.coco import detection_halves
 from unmask.data.detection import DetectionBatch, DetectionSample, detection_loader
 from unmask.data.loader import StepLoader
+from unmask.data.pixel_range import in_range
 from unmask.data.statistics import first_readable
 from unmask.evaluation.classifier import evenly
 from unmask.evaluation.detection import ScannedImage, evaluate_detection
 from unmask.models.pretrained import PretrainedEncoder
 from unmask.report.detection_sheet import detection_sheet
-from unmask.report.page import Figure
+from unmask.report.false_colour import Chosen
+from unmask.report.parts import Figure
 from unmask.supervised.config import SupervisedConfig
 from unmask.supervised.subject import Result, Subject
 from unmask.tasks.detection import DetectionConfig, DetectionTask, warmed_up
@@ -33,7 +35,7 @@ class DetectionSubject(Subject[DetectionBatch]):
 
     def __init__(self, config: SupervisedConfig, start: PretrainedEncoder) -> None:
         assert isinstance(config.settings, DetectionConfig)
-        self.train, self.test = detection_halves(config.data)
+        self.train, self.test = (in_range(half, start.pixel_range) for half in detection_halves(config.data))
         steps = max(1, len(self.train) // config.training.batch_size)
         settings = warmed_up(config.settings, steps)
         self.task = DetectionTask(start, settings, self.train.classes, outlines=self.train.has_masks)
@@ -70,9 +72,9 @@ class DetectionSubject(Subject[DetectionBatch]):
     def file(self, facts: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, str]]:
         return detector_file(finished_detector(self.task), facts)
 
-    def figures(self) -> list[Figure]:
+    def figures(self, chosen: Chosen = None) -> list[Figure]:
         seen: list[ScannedImage] = []
         some = self.test.some(evenly(len(self.test), SHOWN).numpy())
         evaluate_detection(finished_detector(self.task), some, batch_size=SCORED_AT_ONCE, workers=0, watch=seen.append)
-        sheet = detection_sheet(seen, self.task.classes)
+        sheet = detection_sheet(seen, self.task.classes, chosen)
         return [Figure(title="Test images and what is found in them", sheets={"": sheet})]

@@ -23,6 +23,7 @@ from unmask.report import (
     run_facts,
     run_warnings,
 )
+from unmask.report.false_colour import Chosen, check_chosen
 from unmask.report.headline import headline
 from unmask.run_folder import RunFolder
 from unmask.supervised.config import TITLES, SupervisedConfig, load_supervised
@@ -40,15 +41,18 @@ IDEAS = {
 }
 
 
-def write_supervised_report(folder: RunFolder) -> Path:
+def write_supervised_report(folder: RunFolder, chosen: Chosen = None) -> Path:
     """Write `report.html` of a supervised run, finished or not; returns its path.
 
-    ValueError where the folder holds no such run or cannot be written.
+    `chosen` names the channels that pictures show (see `FalseColour`). ValueError where the folder holds no such run or
+    cannot be written, and for channels that its images do not have.
     """
     config = load_supervised(folder.config_file)
+    if chosen is not None:
+        check_chosen(chosen, start_encoder(config).encoder.config.channels)
     records = read_log(folder.log_file) if folder.log_file.exists() else []
     step, _ = folder.last_step()
-    figures, trouble = _figures(config, folder)
+    figures, trouble = _figures(config, folder, chosen)
     scores = own_scores(folder, records)
     page = Page(
         run=folder.path.name,
@@ -81,7 +85,7 @@ def _verdict(scores: list[dict[str, Any]]) -> str:
     return f"{name} {value:.1f} %{within} on {scores[-1]['n']} test images."
 
 
-def _figures(config: SupervisedConfig, folder: RunFolder) -> tuple[list[Figure], list[str]]:
+def _figures(config: SupervisedConfig, folder: RunFolder, chosen: Chosen) -> tuple[list[Figure], list[str]]:
     """Pictures of what the model says, or a sentence why there are none."""
     try:
         checkpoint, _ = folder.newest_checkpoint(torch.device("cpu"))
@@ -89,6 +93,6 @@ def _figures(config: SupervisedConfig, folder: RunFolder) -> tuple[list[Figure],
             return [], ["There are no pictures: the run has no checkpoint."]
         subject = build_subject(config, start_encoder(config), build)
         load_module_tensors(subject.trainee, checkpoint.tensors)
-        return subject.figures(), []
+        return subject.figures(chosen), []
     except ValueError as error:
         return [], [f"There are no pictures: {error}."]

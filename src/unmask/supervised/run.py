@@ -10,6 +10,7 @@ import torch
 from rich.console import Console
 
 from unmask import __version__
+from unmask.loggers.outlets import check_trackers
 from unmask.models.pretrained import PretrainedEncoder, open_encoder
 from unmask.pretrain import random_start
 from unmask.report.headline import has_headline, headline
@@ -40,6 +41,7 @@ def train_supervised(
     ValueError for whatever the user gave that cannot work; NonFiniteLoss where training breaks down.
     """
     training = config.training
+    check_trackers(training.log)
     device = choose_device(training.device)
     with StopRequest() as stop:
         subject = build_subject(config, start, build)

@@ -8,13 +8,15 @@ import torch
 from torch import Tensor
 
 from unmask.data.loader import StepLoader
+from unmask.data.pixel_range import in_range
 from unmask.data.segmentation import segmentation_halves
 from unmask.data.segmentation_crops import SegmentationBatch, SegmentationSample, segmentation_loader
 from unmask.data.statistics import first_readable
 from unmask.evaluation.classifier import evenly
 from unmask.evaluation.segmentation import SegmentedImage, evaluate_segmentation
 from unmask.models.pretrained import PretrainedEncoder
-from unmask.report.page import Figure
+from unmask.report.false_colour import Chosen
+from unmask.report.parts import Figure
 from unmask.report.segmentation_sheet import segmentation_sheet
 from unmask.supervised.config import SupervisedConfig
 from unmask.supervised.subject import Result, Subject
@@ -32,7 +34,7 @@ class SegmentationSubject(Subject[SegmentationBatch]):
 
     def __init__(self, config: SupervisedConfig, start: PretrainedEncoder) -> None:
         assert isinstance(config.settings, SegmentationConfig)
-        self.train, self.test = segmentation_halves(config.data)
+        self.train, self.test = (in_range(half, start.pixel_range) for half in segmentation_halves(config.data))
         if config.training.part_size < 2:
             raise ValueError("a segmenter is trained on batches (or their parts) of 2 images or more")
         self.task = SegmentationTask(start, config.settings, self.train.classes)
@@ -69,9 +71,9 @@ class SegmentationSubject(Subject[SegmentationBatch]):
     def file(self, facts: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, str]]:
         return segmenter_file(finished_segmenter(self.task), facts)
 
-    def figures(self) -> list[Figure]:
+    def figures(self, chosen: Chosen = None) -> list[Figure]:
         seen: list[SegmentedImage] = []
         some = self.test.some(evenly(len(self.test), SHOWN).numpy())
         evaluate_segmentation(finished_segmenter(self.task), some, workers=0, watch=seen.append)
-        sheet = segmentation_sheet(seen, self.task.classes)
+        sheet = segmentation_sheet(seen, self.task.classes, chosen)
         return [Figure(title="Test images and their pixels' classes", sheets={"": sheet})]

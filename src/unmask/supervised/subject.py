@@ -8,7 +8,8 @@ from typing import Any, Generic, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from unmask.report.page import Figure
+from unmask.report.false_colour import Chosen
+from unmask.report.parts import Figure
 from unmask.run_loop import Batches
 from unmask.trainee import B, Trainee
 from unmask.training.trainer import TrainingConfig
@@ -48,5 +49,5 @@ class Subject(ABC, Generic[B]):
         """Tensors and metadata of the finished model's file."""
 
     @abstractmethod
-    def figures(self) -> list[Figure]:
-        """Pictures of what the model says of some test images."""
+    def figures(self, chosen: Chosen = None) -> list[Figure]:
+        """Pictures of what the model says of some test images; `chosen` names the channels to show."""

@@ -18,6 +18,7 @@ from typing_extensions import Doc
 from unmask.models.pretrained import PretrainedEncoder
 from unmask.models.tokenizers.base import PaintingTokenizer, TrainableTokenizer
 from unmask.models.tokenizers.vqkd import VQKD
+from unmask.report.false_colour import FalseColour
 from unmask.report.pixels import Picture, encoded, enlarged, to_picture
 
 BATCH = 64
@@ -106,9 +107,10 @@ def sheet(tokenizer: PaintingTokenizer, images_BCHW: Float[Tensor, "B C H W"], *
     """A PNG: rows of images, and below each row what is left of them after having been tokens."""
     device = next(tokenizer.parameters()).device
     painted_BCHW = tokenizer.reconstruct(images_BCHW.to(device)).cpu()
+    colours = FalseColour.of(images_BCHW)
     rows = []
     for start in range(0, len(images_BCHW), columns):
-        for images in (images_BCHW, painted_BCHW):
+        for images in (colours(images_BCHW), colours(painted_BCHW)):
             cells = [enlarged(to_picture(image)) for image in images[start : start + columns]]
             cells += [np.full_like(cells[0], 255)] * (columns - len(cells))
             rows.append(_joined(cells, axis=1, gap=4))
