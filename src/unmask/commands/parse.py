@@ -16,6 +16,7 @@ T = TypeVar("T")
 _KINDS = {
     "INT": "a whole number",
     "INT|{auto}": "a whole number or auto",
+    "INT|{all}": "a whole number or all",
     "FLOAT": "a number",
     "FLOAT FLOAT": "two numbers",
     "{[INT [INT ...]]}": "whole numbers",

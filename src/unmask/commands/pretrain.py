@@ -17,9 +17,18 @@ from typing_extensions import Doc
 from unmask.bench.fitting import largest_batch, parts_that_fit
 from unmask.commands.parse import given, height_and_width, parse
 from unmask.config import RunConfig, load_config
+from unmask.data.pixel_range import PixelRange, has_wide_images, in_range, measured_range
+from unmask.data.planes import PLANES_PREFIX
 from unmask.data.sources import Source, open_source
-from unmask.data.statistics import first_readable
-from unmask.defaults import Wishes, cautious_batch, default_batch, default_workers, fit_settings
+from unmask.data.statistics import first_opened, first_readable
+from unmask.defaults import (
+    Wishes,
+    cautious_batch,
+    default_batch,
+    default_workers,
+    fit_settings,
+    fitting_channels,
+)
 from unmask.errors import STOPPED
 from unmask.interop.start import Start, start_settings
 from unmask.methods import find_method
@@ -65,7 +74,18 @@ class Pretrain:
         tuple[int, ...] | None, Doc("Side of the crops in pixels, or height and width. Default: by the data.")
     ] = None
     patch_size: Annotated[int | None, Doc("Side of a patch in pixels. Default: 16, 8 or 4 by the image size.")] = None
-    channels: Annotated[int | None, Doc("Channels of the images. Default: 3.")] = None
+    channels: Annotated[
+        int | None, Doc("Channels of the images. Default: 3, or the images' own number if it is neither 1 nor 3.")
+    ] = None
+    pixel_range: Annotated[
+        tuple[float, float] | Literal["data", "full"] | None,
+        tyro.conf.arg(metavar="{LOW HIGH|data|full}"),
+        Doc(
+            "Values that become black and white in images of more than 8 bits: two numbers; data: all but 0.1 %% at "
+            "either end of the images' own, by channel; full: the ends of their type. Default: data, or those of "
+            "--from-weights."
+        ),
+    ] = None
     normalisation: Annotated[
         Literal["imagenet", "data"],
         Doc("Mean and deviation of the channels: ImageNet's, or computed from the data."),
@@ -199,9 +219,12 @@ def resolve(command: Pretrain, base: RunConfig | None, folder: RunFolder) -> tup
     data = _data(command)
     source = open_source(data)
     command = _for_weights(command, base, folder)
-    channels = command.settings.encoder.channels if command.channels is None else command.channels
+    channels = fitting_channels(command.settings.encoder.channels, command.channels, source)
+    pixel_range, notes = _range(command, base, folder, source, channels)
+    source = in_range(source, pixel_range)
     first_readable(source, channels=channels)
-    settings, notes = _settings(command, source, fit_to_data=base is None)
+    settings, more = _settings(command, source, fit_to_data=base is None)
+    notes += more
     batch = command.batch_size
     if batch is None or batch == "auto":
         batch = default_batch(len(source), choose_device(command.options.device).type != "cpu")
@@ -212,11 +235,19 @@ def resolve(command: Pretrain, base: RunConfig | None, folder: RunFolder) -> tup
         parts=_parts(command, base, folder),
     )
     start = None if command.from_weights is None else Start(weights=command.from_weights)
-    config = RunConfig(data=data, method=command.method_name, settings=settings, training=training, start=start)
+    config = RunConfig(
+        data=data,
+        method=command.method_name,
+        settings=settings,
+        training=training,
+        start=start,
+        pixel_range=pixel_range,
+    )
     if command.batch_size == "auto":
         asked = None if base is None else base.training.batch_size
         config = replace(config, training=_fitting(config, asked, len(source), folder, notes))
-    return config, [f"{len(source)} images", *notes]
+    named = [] if source.channel_names is None else [f"planes {', '.join(source.channel_names)}"]
+    return config, [f"{len(source)} images", *named, *notes]
 
 
 def _for_weights(command: Pretrain, base: RunConfig | None, folder: RunFolder) -> Pretrain:
@@ -235,6 +266,32 @@ def _for_weights(command: Pretrain, base: RunConfig | None, folder: RunFolder) -
     usual = type(command.settings)() if base is None else base.settings
     own = (command.settings.mean, command.settings.std) != (usual.mean, usual.std)
     return replace(command, settings=start_settings(command.settings, usual, encoder, None if own else (mean, std)))
+
+
+def _range(
+    command: Pretrain, base: RunConfig | None, folder: RunFolder, source: Source, channels: int
+) -> tuple[PixelRange | None, list[str]]:
+    """What becomes black and white of images with more than 8 bits, and a sentence about it.
+
+    Where the user says nothing: what the run has begun with, what its configuration or its weights have, or else what
+    the data has.
+    """
+    asked, chosen, origin = command.pixel_range, None, "from the data"
+    if isinstance(asked, tuple):
+        if not has_wide_images(source):
+            raise ValueError(f"the images of {source.name} have 8 bits: leave --pixel-range out")
+        chosen, origin = PixelRange(low=asked[:1], high=asked[1:]), "as asked for"
+    elif asked is None and folder.config_file.exists():
+        chosen, origin = folder.config().pixel_range, "as the run has begun"
+    elif asked is None and base is not None and base.pixel_range is not None:
+        chosen, origin = base.pixel_range, "as configured"
+    elif asked is None and command.from_weights is not None:
+        chosen, origin = open_encoder(command.from_weights).pixel_range, "as the weights have it"
+    if chosen is None and asked != "full" and not (asked is None and folder.config_file.exists()):
+        chosen, origin = measured_range(source, channels=channels), "from the data"
+    if chosen is None:
+        return None, []
+    return chosen, [f"values {chosen} of {first_opened(source).dtype} become 0 to 255, {origin}"]
 
 
 def _data(command: Pretrain) -> str:
@@ -318,18 +375,24 @@ def default_name(command: Pretrain) -> str:
     """Name of the run folder when the user gives none: the same command always means the same folder."""
     if command.recipe is not None:
         return command.recipe
-    stem = Path(_data(command).removeprefix("builtin:")).resolve().name or "data"
+    stem = Path(_data(command).removeprefix("builtin:").removeprefix(PLANES_PREFIX)).resolve().name or "data"
     return f"{command.method_name.rpartition(':')[2].lower()}-{stem}"
 
 
 def describe(config: RunConfig, folder: RunFolder, notes: list[str], console: Console) -> None:
     """Print what is about to happen, and how it was decided."""
+    for name, value in described(config, folder, notes).items():
+        console.print(f"[bold]{name:<13}[/bold] {escape(value)}", highlight=False)
+
+
+def described(config: RunConfig, folder: RunFolder, notes: list[str]) -> dict[str, str]:
+    """What is about to happen, and how it was decided, in words by their headings."""
     training, settings = config.training, config.settings
     optimizer = settings.optimizer
     peak = optimizer.peak(training.batch_size)
     rule = "absolute" if optimizer.lr_batch is None else f"{optimizer.lr:g} per {optimizer.lr_batch} images"
     warmup = min(optimizer.warmup_epochs, training.epochs / 5)
-    rows = {
+    return {
         "method": find_method(config.method).info.title,
         "data": f"{config.data} ({'; '.join(notes)})",
         "encoder": str(settings.encoder),
@@ -340,5 +403,3 @@ def describe(config: RunConfig, folder: RunFolder, notes: list[str], console: Co
         "learning rate": f"{peak:.3g} ({rule}), {warmup:g} epochs of warm-up",
         "out": str(folder.path),
     }
-    for name, value in rows.items():
-        console.print(f"[bold]{name:<13}[/bold] {escape(value)}", highlight=False)

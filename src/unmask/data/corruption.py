@@ -26,6 +26,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from unmask.data.seeded import seeded
+from unmask.extras import require
 
 # fmt: off
 CORRUPTIONS = (
@@ -106,15 +107,7 @@ def rehearse(names: tuple[str, ...], *, channels: int, height: int, width: int) 
 
 @cache
 def _library() -> Callable[..., NDArray[np.uint8]]:
-    try:
-        library: Any = importlib.import_module("imagecorruptions")
-    except ModuleNotFoundError as error:
-        raise ValueError(
-            f"the common corruptions need the library {error.name}, which is missing: pip install 'unmask[robustness]'"
-        ) from error
-    except ImportError as error:
-        raise ValueError(f"the library of the common corruptions cannot be loaded: {error}") from error
-    return library.corrupt
+    return require("robustness", "the common corruptions need").corrupt
 
 
 @contextmanager

@@ -26,9 +26,11 @@ from typing import Annotated, Any
 from typing_extensions import Doc
 
 from unmask.data.index import cache_folder
+from unmask.extras import require
 
 CACHE_LIMIT = "UNMASK_CACHE_GB"
 _URL = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*://.")
+_PROTOCOL_LIBRARIES = {"http": ("aiohttp",), "https": ("aiohttp",), "s3": ("s3fs",)}
 _CHUNK = 1 << 20
 _RECENT = 10.0  # seconds for which a use is not noted again
 _ABANDONED = 3600.0  # seconds after which nobody writes to a half-fetched file any more
@@ -67,6 +69,10 @@ def is_url(text: str) -> bool:
     return _URL.match(text) is not None
 
 
+def _protocol(url: str) -> str:
+    return url.partition("://")[0].lower()
+
+
 def shown(url: str) -> str:
     """The URL without its query and its user, which may be secrets."""
     return re.sub(r"://[^/@]*@", "://", url.partition("?")[0])
@@ -74,13 +80,12 @@ def shown(url: str) -> str:
 
 def check_access(url: str) -> None:
     """ValueError where this kind of URL cannot be read here."""
+    protocol = _protocol(url)
+    require("remote", f"{shown(url)} needs", "fsspec", *_PROTOCOL_LIBRARIES.get(protocol, ()))
     try:
         _file_system(url)
-    except ImportError as error:
-        raise ValueError(
-            f"{shown(url)} cannot be read without libraries that are missing: pip install 'unmask[remote]'"
-        ) from error
-    except ValueError as error:
+    except (ImportError, ValueError) as error:
+        # Of protocols that the extra does not bring, fsspec says which library they need.
         raise ValueError(f"{shown(url)} cannot be read: {_cause(error, url)}") from error
 
 
@@ -138,7 +143,7 @@ def _file_system(url: str, stall: float = 60.0) -> Any:
     # Only here: most data are local, and the libraries take half a second to import.
     import fsspec
 
-    protocol = url.partition("://")[0].lower()
+    protocol = _protocol(url)
     options: dict[str, Any] = {}
     if protocol in ("http", "https"):
         from aiohttp import ClientTimeout

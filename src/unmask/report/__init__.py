@@ -6,7 +6,6 @@ from unmask.report.figures import (
     PositionScore,
     attention_sheet,
     masked_image,
-    neighbour_sheet,
     pasted_image,
     pick_queries,
     position_score,
@@ -14,7 +13,9 @@ from unmask.report.figures import (
     similarity_sheet,
 )
 from unmask.report.log import read_log
-from unmask.report.page import Figure, Page, render_page
+from unmask.report.neighbour_sheet import neighbour_sheet
+from unmask.report.page import Page, render_page
+from unmask.report.parts import Figure
 from unmask.report.sheet import Cell, Sheet
 from unmask.report.summary import (
     Accuracy,

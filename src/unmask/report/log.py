@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import Any
+
+from unmask.json_lines import object_in
 
 Record = dict[str, Any]
 _HUGE = 1e15  # no step, time or score is as large; beyond, an axis has no two ends
@@ -43,15 +44,6 @@ def read_log(path: Path) -> list[Record]:
                 record = {"kind": "damaged", "line": number}
             records.append(record)
     return records
-
-
-def object_in(line: str) -> Record | None:
-    """The JSON object in a line; None where the line is cut short or no object."""
-    try:
-        record = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    return record if isinstance(record, dict) else None
 
 
 def _is_sound(record: Record) -> bool:
