@@ -11,19 +11,22 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.markup import escape
+from torch import Tensor
 
 from unmask import __version__
 from unmask.config import RunConfig
 from unmask.data.batch import Batch
 from unmask.data.loader import CropLoader
+from unmask.data.pixel_range import PixelRange, in_range
 from unmask.data.sources import Source, open_source
 from unmask.data.statistics import first_readable
 from unmask.evaluation.health import Health, diagnose, probe
 from unmask.evaluation.knn import KnnConfig, knn
 from unmask.evaluation.protocols import encoder_features, labelled_or_none
 from unmask.interop.start import load_start
+from unmask.loggers.outlets import check_trackers
 from unmask.masking import masked_count
-from unmask.methods import find_method
+from unmask.methods import find_method, name_of
 from unmask.methods.base import MaskedMethodConfig, Method
 from unmask.models.build import build_encoder
 from unmask.models.convolutional import ConvEncoder, refuse_masks
@@ -49,9 +52,33 @@ def build_method(config: RunConfig) -> Method:
     return find_method(config.method)(config.settings)
 
 
-def exported_encoder(method: Method, origin: str) -> PretrainedEncoder:
+def exported_encoder(method: Method, origin: str, pixel_range: PixelRange | None = None) -> PretrainedEncoder:
     """What a method has learnt, ready for evaluation. The encoder is shared with the method, not copied."""
-    return PretrainedEncoder(encoder=method.exported(), mean=method.config.mean, std=method.config.std, origin=origin)
+    return PretrainedEncoder(
+        encoder=method.exported(),
+        mean=method.config.mean,
+        std=method.config.std,
+        origin=origin,
+        pixel_range=pixel_range,
+    )
+
+
+def save_encoder(
+    method: Method, path: str | Path, *, data: str | None = None, pixel_range: PixelRange | None = None
+) -> None:
+    """Write what a method has learnt to an encoder file, as a finished run leaves it: `unmask.open_encoder` and all
+    commands read it. `data` names the images in its header, `pixel_range` is theirs where they have more than 8 bits.
+    ValueError where the disk refuses."""
+    write_atomically(Path(path), *_encoder_file(method, name_of(method), data, pixel_range))
+
+
+def _encoder_file(
+    method: Method, name: str, data: str | None, pixel_range: PixelRange | None
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata. Of a sharded method every rank calls it, as none holds all."""
+    facts = {"method": name, "version": __version__, "data": data}
+    mean, std = method.config.mean, method.config.std
+    return encoder_file(method.exported(), mean=mean, std=std, facts=facts, pixel_range=pixel_range)
 
 
 def random_start(spec: str, trained: PretrainedEncoder) -> PretrainedEncoder:
@@ -59,13 +86,14 @@ def random_start(spec: str, trained: PretrainedEncoder) -> PretrainedEncoder:
     folder = RunFolder(Path(spec))
     if folder.config_file.exists():
         config = folder.config()
-        return exported_encoder(build_method(config), f"{spec} at its random start")
+        return exported_encoder(build_method(config), f"{spec} at its random start", config.pixel_range)
     torch.manual_seed(0)
     return PretrainedEncoder(
         encoder=build_encoder(trained.encoder.config, mask_token=False),
         mean=trained.mean,
         std=trained.std,
         origin="random start",
+        pixel_range=trained.pixel_range,
     )
 
 
@@ -78,8 +106,9 @@ def pretrain(
     ValueError for whatever the user gave that cannot work; NonFiniteLoss where training breaks down.
     """
     training = config.training
+    check_trackers(training.log)
     device = own_device(choose_device(training.device))
-    source = open_source(config.data)
+    source = in_range(open_source(config.data), config.pixel_range)
     if len(source) < training.batch_size:
         raise ValueError(
             f"a batch of {training.batch_size} is larger than the data: {config.data} has {len(source)} images"
@@ -199,9 +228,7 @@ class _Pretraining(Job[Batch]):
         self.start_health = None if values["start_health"] is None else Health(**values["start_health"])
 
     def finish(self, run: RunState) -> Callable[[], object]:
-        settings = self.config.settings
-        facts = {"method": self.config.method, "version": __version__, "data": self.config.data}
-        tensors, metadata = encoder_file(self.method.exported(), mean=settings.mean, std=settings.std, facts=facts)
+        tensors, metadata = _encoder_file(self.method, self.config.method, self.config.data, self.config.pixel_range)
         return partial(write_atomically, self.folder.encoder_file, tensors, metadata)
 
     def _health_due(self, run: RunState, done: bool) -> bool:
@@ -258,7 +285,7 @@ class _Pretraining(Job[Batch]):
         halves = labelled_or_none(self.config.data)
         if halves is None:
             return
-        encoder = exported_encoder(self.method, str(self.folder.path))
+        encoder = exported_encoder(self.method, str(self.folder.path), self.config.pixel_range)
         training = encoder.encoder.training
         encoder.encoder.eval()
         train, test = (encoder_features(encoder, half, workers=self.config.training.workers) for half in halves)

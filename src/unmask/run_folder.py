@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import textwrap
@@ -12,7 +13,9 @@ from typing import Any
 import torch
 
 from unmask.config import Configuration, RunConfig, load_config, read_values, save_config
-from unmask.report.log import object_in, read_log
+from unmask.json_lines import object_in
+from unmask.loggers.figures import flat
+from unmask.report.log import read_log
 from unmask.training.checkpoint import (
     Checkpoint,
     CheckpointError,
@@ -32,12 +35,13 @@ EXECUTION = (
     "max_bad_share",
     "max_nonfinite",
     "wait_for_disk",
+    "log",
 )
 
 
 @dataclass(frozen=True)
 class RunFolder:
-    """`config.json`, `log.jsonl`, `checkpoints/`, `encoder.safetensors`, `report.html` and `bad_files.txt`."""
+    """`config.json`, `log.jsonl`, `log.csv`, `checkpoints/`, `encoder.safetensors`, `report.html`, `bad_files.txt`."""
 
     path: Path
 
@@ -94,7 +98,7 @@ class RunFolder:
     def claim(self, config: Configuration) -> None:
         """Make the folder this run's, or find that it already is. ValueError where it holds something else."""
         if self.config_file.exists():
-            difference = first_difference(self.values(), config.as_dict())
+            difference = first_difference(completed(self.values(), config), config.as_dict())
             if difference is not None:
                 raise ValueError(f"{self.path} holds another run ({difference}); choose another --out")
             return
@@ -182,19 +186,29 @@ def _reason(error: OSError) -> str:
     return (error.strerror or "error").lower()
 
 
+def _plain(value: Any) -> Any:
+    return dataclasses.asdict(value) if dataclasses.is_dataclass(value) and not isinstance(value, type) else value
+
+
+def completed(old: dict[str, Any], config: Any) -> dict[str, Any]:
+    """Plain values of a configuration, with the defaults of fields that there were not yet when they were written."""
+    values = dict(old)
+    for field in dataclasses.fields(config):
+        now = getattr(config, field.name)
+        if field.name not in values:
+            if field.default is not dataclasses.MISSING:
+                values[field.name] = _plain(field.default)
+        elif dataclasses.is_dataclass(now) and isinstance(values[field.name], dict):
+            values[field.name] = completed(values[field.name], now)
+    return values
+
+
 def first_difference(old: dict[str, Any], new: dict[str, Any]) -> str | None:
     """The first thing in which two configurations compute something else, in words; None where they are the same."""
-
-    def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-        flat: dict[str, Any] = {}
-        for key, value in values.items():
-            if isinstance(value, dict):
-                flat |= flatten(value, f"{prefix}{key}.")
-            else:
-                flat[prefix + key] = list(value) if isinstance(value, tuple) else value
-        return flat
-
-    before, after = flatten(old), flatten(new)
+    before, after = (
+        {key: list(value) if isinstance(value, tuple) else value for key, value in flat(values).items()}
+        for values in (old, new)
+    )
     for key in (*before, *(key for key in after if key not in before)):
         if key.removeprefix("training.") in EXECUTION:
             continue

@@ -21,8 +21,9 @@ from rich.console import Console
 
 from unmask.data.bad_files import TooManyBadFiles
 from unmask.errors import Failure
+from unmask.loggers.outlets import Outlets
 from unmask.progress import RunProgress
-from unmask.ranks import any_rank, from_all_ranks, rank
+from unmask.ranks import any_rank, from_all_ranks, rank, world_size
 from unmask.run_folder import RunFolder
 from unmask.trainee import B
 from unmask.training.checkpoint import Checkpoint, checkpoint_path, keep_file, prune_checkpoints, save_checkpoint
@@ -151,9 +152,14 @@ def run_loop(
     watch = watch or unwatched_run()
     loop = _Loop(job, trainer, folder, console, stop, watch)
     with sole_owner(folder.path) if rank() == 0 else nullcontext():
-        outcome = loop.go()
-    # From here on nobody is waited for: the first rank may take its time over a report, the others end.
-    watch.end()
+        try:
+            outcome = loop.go()
+        except BaseException:
+            loop.outlets.end("stopped")
+            raise
+        # From here on nobody is waited for: the first rank may take its time over a report, the others end.
+        watch.end()
+        loop.outlets.end(outcome.kind)
     return outcome
 
 
@@ -182,6 +188,7 @@ class _Loop(RunState, Generic[B]):
         self.bad_files: dict[str, str] = {}
         self.steps_per_epoch = job.samples // trainer.config.batch_size
         self._progress: RunProgress | None = None
+        self.outlets = Outlets(folder.path, trainer.config.log if self.chief else (), self.say)
 
     def say(self, sentence: str) -> None:
         if not self.chief:
@@ -196,13 +203,16 @@ class _Loop(RunState, Generic[B]):
         record = {"kind": kind, "step": step, "epoch": step / self.steps_per_epoch, "time": self.elapsed}
         if self.chief:
             self._patiently(lambda: self.folder.append(record | values))
+            self.outlets.logged()
 
     def go(self) -> Outcome:
         trainer = self.trainer
         if self.job.finished_before() and not self.folder.has_checkpoints():
             # Finished long ago, and its checkpoints cleared away: not a reason to train anew.
+            self._open_outlets()
             return Outcome("finished", trainer.total_steps)
         self._resume()
+        self._open_outlets()
         if trainer.step < trainer.total_steps:
             with RunProgress(self.console, self.job.word, total=trainer.total_steps, start=trainer.step) as progress:
                 self._progress = progress
@@ -219,6 +229,12 @@ class _Loop(RunState, Generic[B]):
                 self._patiently(write)
         self._wait_for_the_first()
         return Outcome("finished", trainer.step)
+
+    def _open_outlets(self) -> None:
+        if self.chief:
+            device = self.trainer.device
+            name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+            self.outlets.start({"device": name, "devices": world_size()})
 
     def _steps(self, progress: RunProgress) -> None:
         trainer, config = self.trainer, self.trainer.config

@@ -81,6 +81,7 @@ def test_the_run_folder_holds_what_it_should(done: Done) -> None:
     run = done.desk / RUN
     assert {entry.name for entry in run.iterdir()} == {
         "config.json",
+        "log.csv",
         "log.jsonl",
         "checkpoints",
         "encoder.safetensors",

@@ -72,7 +72,7 @@ def assert_same_end(run: Path, unbroken: Unbroken) -> None:
         assert [record[key] for record in steps] == [record[key] for record in expected]
     # Nothing that was half-written lies about.
     assert [entry.name for entry in (run / "checkpoints").iterdir()] == [f"step_{STEPS:09d}.safetensors"]
-    names = {"config.json", "log.jsonl", "checkpoints", "encoder.safetensors", "report.html"}
+    names = {"config.json", "log.csv", "log.jsonl", "checkpoints", "encoder.safetensors", "report.html"}
     assert {entry.name for entry in run.iterdir()} == names
 
 

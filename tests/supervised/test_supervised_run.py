@@ -71,6 +71,7 @@ def test_a_run_from_end_to_end(protocol: Any, settings: Any, data: Path, encoder
     assert outcome == Outcome("finished", 12)
     assert {entry.name for entry in (tmp_path / "run").iterdir()} == {
         "config.json",
+        "log.csv",
         "log.jsonl",
         "checkpoints",
         "classifier.safetensors",
@@ -246,7 +247,7 @@ def test_images_that_the_encoder_cannot_take_are_refused_before_training(data: P
     trained = tiny_pretrained()
     other = tiny_pretrained(replace(TINY, channels=1)).encoder
     four = replace(trained, encoder=other, mean=(0.5,) * 4, std=(0.2,) * 4)
-    with pytest.raises(ValueError, match=r"^no readable image in .*: an image file gives 1 or 3 channels, not 4$"):
+    with pytest.raises(ValueError, match=r"^no readable image in .*: it has 3 channels, and 4 are wanted$"):
         build(supervised(data, tmp_path), four)
     broken = tmp_path / "data"
     draw_images(broken / "train", 8)

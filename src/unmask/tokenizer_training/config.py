@@ -8,13 +8,15 @@ from typing import Annotated, Any, Literal
 
 from typing_extensions import Doc
 
-from unmask.config import FORMAT
+from unmask.config import KIND
+from unmask.data.stored import PixelRange
+from unmask.formats import FORMATS
 from unmask.models.tokenizers.base import TokenizerConfig
 from unmask.models.tokenizers.dvae import DVAEConfig
 from unmask.models.tokenizers.vq import VQConfig
 from unmask.models.tokenizers.vqkd import VQKDConfig
 from unmask.optimisation import OptimizerConfig
-from unmask.training.trainer import TrainingConfig
+from unmask.training.trainer import LOG_DOC, Tracker, TrainingConfig
 
 Kind = Literal["dvae", "vq", "vqkd"]
 KINDS: dict[Kind, type[TokenizerConfig]] = {"dvae": DVAEConfig, "vq": VQConfig, "vqkd": VQKDConfig}
@@ -46,6 +48,7 @@ class TokenizerOptions:
         "auto"
     )
     log_every: Annotated[int, Doc("Steps between lines of the log.")] = 10
+    log: Annotated[tuple[Tracker, ...], LOG_DOC] = ()
     checkpoint_every: Annotated[int, Doc("Steps between checkpoints.")] = 500
     max_bad_share: Annotated[float, Doc("Share of unreadable images past which the run stops.")] = 0.1
 
@@ -63,6 +66,10 @@ class TokenizerTrainingConfig(TokenizerOptions):
     image_width: Annotated[int, Doc("Width of the crops, in pixels.")]
     batch_size: Annotated[int, Doc("Images of one optimizer step.")]
     workers: Annotated[int, Doc("Processes that decode images; 0: the training process itself.")]
+    pixel_range: Annotated[
+        PixelRange | None,
+        Doc("What becomes black and white of images with more than 8 bits; None: the ends."),
+    ] = None
 
     def __post_init__(self) -> None:
         # It refuses what no training can have.
@@ -84,6 +91,7 @@ class TokenizerTrainingConfig(TokenizerOptions):
             device=self.device,
             precision=self.precision,
             log_every=self.log_every,
+            log=self.log,
             checkpoint_every=self.checkpoint_every,
             max_bad_share=self.max_bad_share,
             batch_size=self.batch_size,
@@ -92,4 +100,7 @@ class TokenizerTrainingConfig(TokenizerOptions):
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, as in config.json."""
-        return {"format": FORMAT, **dataclasses.asdict(self)}
+        values = {"format": FORMATS[KIND], **dataclasses.asdict(self)}
+        if self.pixel_range is None:
+            del values["pixel_range"]
+        return values

@@ -20,8 +20,10 @@ from torch import Tensor
 from unmask import __version__
 from unmask.data.batch import Batch, CropConfig
 from unmask.data.loader import CropLoader, EvalLoader
+from unmask.data.pixel_range import in_range
 from unmask.data.sources import Source, open_source
 from unmask.data.statistics import first_readable
+from unmask.loggers.outlets import check_trackers
 from unmask.models.pretrained import PretrainedEncoder
 from unmask.models.tokenizers.base import Lesson, PaintingTokenizer, TrainableTokenizer
 from unmask.models.tokenizers.file import build_tokenizer, tokenizer_file
@@ -91,11 +93,12 @@ def train_tokenizer(
     ValueError for whatever the user gave that cannot work; NonFiniteLoss where training breaks down.
     """
     training = config.training
+    check_trackers(training.log)
     device = choose_device(training.device)
     if choose_precision(training.precision, device) == torch.float16:
         # GPUs without bf16 are old; whether tokenizers learn in fp16 was never tried.
         training = replace(training, precision="fp32")
-    source = open_source(config.data)
+    source = in_range(open_source(config.data), config.pixel_range)
     with StopRequest() as stop:
         first_readable(source, channels=config.tokenizer.channels)
         torch.manual_seed(training.seed)

@@ -18,7 +18,7 @@ from typing_extensions import Doc
 
 from unmask.errors import Failure
 from unmask.models.products import gains_by_products, quick_products
-from unmask.optimisation import build_optimizer, finish_gradients, set_rates
+from unmask.optimisation import build_optimizer, finish_gradients, follow_schedule
 from unmask.ranks import mean_over_ranks, parts_of_rank, world_size
 from unmask.trainee import B, Losses, Trainee
 from unmask.training.checkpoint import (
@@ -32,6 +32,8 @@ from unmask.training.sharded import ShardedWeights, gathered
 from unmask.training.shared import SharedGradients
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
+Tracker = Literal["tensorboard", "wandb", "mlflow", "trackio"]
+LOG_DOC = Doc("Trackers that get the figures too: tensorboard, wandb, mlflow, trackio. log.csv is always written.")
 T = TypeVar("T")
 
 
@@ -45,6 +47,7 @@ class TrainingOptions:
     precision: Annotated[Precision, Doc("auto: bf16 on GPUs that have it, else fp16; fp32 elsewhere.")] = "auto"
     compile: Annotated[bool, Doc("Compile the losses by torch.compile: slow start, faster steps.")] = False
     log_every: Annotated[int, Doc("Steps between lines of the log.")] = 10
+    log: Annotated[tuple[Tracker, ...], LOG_DOC] = ()
     checkpoint_every: Annotated[int, Doc("Steps between checkpoints.")] = 500
     keep_every: Annotated[int, Doc("Checkpoints at multiples of this many steps are kept; 0: the last alone.")] = 0
     evaluate_every: Annotated[float, Doc("Epochs between kNN evaluations, where the data has labels; 0: never.")] = 0.0
@@ -257,9 +260,8 @@ class Trainer(Generic[B]):
         step that is not finite raises NonFiniteLoss before it is applied; on a GPU a fused optimizer leaves it out.
         """
         settings, progress = self.trainee.optimizer_config, self.progress
-        rate = settings.at(progress, batch_size=self.config.batch_size, epochs=self.config.epochs)
-        peak = settings.peak(self.config.batch_size)
-        set_rates(self.optimizer, rate=rate, peak=peak, weight_decay=settings.weight_decay_at(progress))
+        batch_size, epochs = self.config.batch_size, self.config.epochs
+        rate = follow_schedule(self.optimizer, settings, progress, batch_size=batch_size, epochs=epochs)
         if self.trainee.target_moves == "before step":
             self._move_target(progress)
         self.optimizer.zero_grad(set_to_none=True)

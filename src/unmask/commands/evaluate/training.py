@@ -34,7 +34,7 @@ from unmask.supervised.run import final_score, start_encoder, train_supervised
 from unmask.tasks.classification import ClassifierConfig
 from unmask.tasks.detection import DetectionConfig
 from unmask.tasks.segmentation import SegmentationConfig
-from unmask.training.trainer import Precision, TrainingConfig, choose_device
+from unmask.training.trainer import LOG_DOC, Precision, Tracker, TrainingConfig, choose_device
 
 S = TypeVar("S", ClassifierConfig, SegmentationConfig, DetectionConfig)
 T = TypeVar("T")
@@ -55,6 +55,7 @@ class TrainedOptions(EvaluationOptions):
     compile: Annotated[bool, Doc("Compile the losses by torch.compile: slow start, faster steps.")] = False
     evaluate_every: Annotated[float, Doc("Epochs between scores on the test images; 0: at the end alone.")] = 0.0
     log_every: Annotated[int, Doc("Steps between lines of the log.")] = 10
+    log: Annotated[tuple[Tracker, ...], LOG_DOC] = ()
     checkpoint_every: Annotated[int, Doc("Steps between checkpoints.")] = 500
     max_bad_share: Annotated[float, Doc("Share of unreadable images past which the run stops.")] = 0.1
     image_size: Annotated[
@@ -109,6 +110,7 @@ def resolve(options: TrainedOptions, plan: Plan, start: Start) -> SupervisedConf
                 "precision",
                 "compile",
                 "log_every",
+                "log",
                 "checkpoint_every",
                 "evaluate_every",
                 "max_bad_share",
