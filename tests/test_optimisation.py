@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
@@ -10,7 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from unmask.optimisation import OptimizerConfig, ParameterRule, build_optimizer, finish_gradients, set_rates
+from unmask.optimisation import (
+    OptimizerConfig,
+    ParameterRule,
+    build_optimizer,
+    finish_gradients,
+    follow_schedule,
+    set_rates,
+)
 
 
 def _network() -> nn.Module:
@@ -33,6 +41,26 @@ def test_groups_hold_every_trainable_parameter_once_with_its_name() -> None:
     for group in (decayed, free):
         named = zip(cast(list[str], group["names"]), cast(list[Tensor], group["params"]), strict=True)
         assert all(parameters[name] is parameter for name, parameter in named)
+
+
+def test_the_schedule_is_followed() -> None:
+    config = OptimizerConfig(lr=0.1, lr_batch=64, weight_decay=0.2, weight_decay_end=0.4, warmup_epochs=1.0)
+    optimizer = build_optimizer(_network(), _is_matrix, config)
+    for progress in (0.0, 0.05, 0.6):
+        rate = follow_schedule(optimizer, config, progress, batch_size=32, epochs=10)
+        assert rate == config.at(progress, batch_size=32, epochs=10)
+        assert [group["lr"] for group in optimizer.param_groups] == [rate, rate]
+        assert [group["weight_decay"] for group in optimizer.param_groups] == [config.weight_decay_at(progress), 0.0]
+
+
+def test_others_can_save_the_state_and_load_it_without_unpickling_code(tmp_path: Path) -> None:
+    optimizer = build_optimizer(_network(), _is_matrix, OptimizerConfig())
+    torch.save(optimizer.state_dict(), tmp_path / "optimizer.pt")
+    again = build_optimizer(_network(), _is_matrix, OptimizerConfig())
+    again.load_state_dict(torch.load(tmp_path / "optimizer.pt", weights_only=True))
+    assert again.state_dict() == optimizer.state_dict()
+    set_rates(again, rate=0.5, peak=0.5, weight_decay=0.1)
+    assert [group["weight_decay"] for group in again.param_groups] == [0.1, 0.0]
 
 
 def test_parameters_of_one_rule_are_one_group() -> None:

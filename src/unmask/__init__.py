@@ -17,15 +17,22 @@ _HOMES = {
     "Batch": "unmask.data.batch",
     "CropConfig": "unmask.data.batch",
     "CropLoader": "unmask.data.loader",
+    "EvalLoader": "unmask.data.loader",
+    "Source": "unmask.data.source",
+    "ArraySource": "unmask.data.sources",
     "open_source": "unmask.data.sources",
     "MaskConfig": "unmask.masking",
     "Views": "unmask.views",
     "ColourConfig": "unmask.colour.plan",
     "Encoder": "unmask.models.encoder",
     "EncoderConfig": "unmask.models.encoder_config",
+    "build_encoder": "unmask.models.build",
     "DecoderConfig": "unmask.models.decoder",
     "MLPHeadConfig": "unmask.models.heads",
     "OptimizerConfig": "unmask.optimisation",
+    "build_optimizer": "unmask.optimisation",
+    "finish_gradients": "unmask.optimisation",
+    "follow_schedule": "unmask.optimisation",
     "Schedule": "unmask.schedule",
     "PretrainedEncoder": "unmask.models.pretrained",
     "open_encoder": "unmask.models.pretrained",
@@ -41,6 +48,9 @@ _HOMES = {
     "MAEConfig": "unmask.methods.mae",
     "SimMIM": "unmask.methods.simmim",
     "SimMIMConfig": "unmask.methods.simmim",
+    "Wishes": "unmask.defaults",
+    "fit_settings": "unmask.defaults",
+    "save_encoder": "unmask.pretrain",
     "RunConfig": "unmask.config",
     "TrainingConfig": "unmask.training.trainer",
 }
@@ -53,7 +63,12 @@ if TYPE_CHECKING:
     from unmask.data.batch import Batch as Batch
     from unmask.data.batch import CropConfig as CropConfig
     from unmask.data.loader import CropLoader as CropLoader
+    from unmask.data.loader import EvalLoader as EvalLoader
+    from unmask.data.source import Source as Source
+    from unmask.data.sources import ArraySource as ArraySource
     from unmask.data.sources import open_source as open_source
+    from unmask.defaults import Wishes as Wishes
+    from unmask.defaults import fit_settings as fit_settings
     from unmask.embedding.transformer import UnmaskFeatures as UnmaskFeatures
     from unmask.masking import MaskConfig as MaskConfig
     from unmask.methods import METHODS as METHODS
@@ -67,6 +82,7 @@ if TYPE_CHECKING:
     from unmask.methods.mae import MAEConfig as MAEConfig
     from unmask.methods.simmim import SimMIM as SimMIM
     from unmask.methods.simmim import SimMIMConfig as SimMIMConfig
+    from unmask.models.build import build_encoder as build_encoder
     from unmask.models.decoder import DecoderConfig as DecoderConfig
     from unmask.models.encoder import Encoder as Encoder
     from unmask.models.encoder_config import EncoderConfig as EncoderConfig
@@ -74,6 +90,10 @@ if TYPE_CHECKING:
     from unmask.models.pretrained import PretrainedEncoder as PretrainedEncoder
     from unmask.models.pretrained import open_encoder as open_encoder
     from unmask.optimisation import OptimizerConfig as OptimizerConfig
+    from unmask.optimisation import build_optimizer as build_optimizer
+    from unmask.optimisation import finish_gradients as finish_gradients
+    from unmask.optimisation import follow_schedule as follow_schedule
+    from unmask.pretrain import save_encoder as save_encoder
     from unmask.schedule import Schedule as Schedule
     from unmask.training.trainer import TrainingConfig as TrainingConfig
     from unmask.views import Views as Views

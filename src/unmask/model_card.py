@@ -24,6 +24,7 @@ from unmask.report.log import Record, of_kind, read_log
 from unmask.report.results import markdown_table, rows_of
 from unmask.report.text import count
 from unmask.run_folder import RunFolder
+from unmask.tasks.classifier_file import FinishedClassifier
 
 LICENCE = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+-]*")
 TIMM, TRANSFORMERS = "timm", "transformers"
@@ -108,6 +109,7 @@ def model_card(
         "encoder": str(encoder.config),
         "feature": f"{encoder.width} numbers an image",
         "images": f"{height}x{width} pixels, {channels} channel{'s' if channels > 1 else ''}",
+        **_range(pretrained),
         "mean": _numbers(pretrained.mean),
         "standard deviation": _numbers(pretrained.std),
         **origin.facts,
@@ -126,16 +128,70 @@ def model_card(
         _scores(origin.evaluations),
         "## Exactness",
         "Loaded again by the library that it is for, it gave the same features for real images as before:",
-        _table(
-            {found.what: f"{found.absolute:.2g} at most, {found.relative:.2g} of the largest" for found in differences}
-        ),
+        _exactness(differences),
     ]
     if origin.settings is not None:
         parts += ["## Configuration", "The run's `config.json`:", _indented(json.dumps(origin.settings, indent=2))]
     return "\n\n".join(parts) + "\n"
 
 
-def _front(wanted: WantedExport, licence: str) -> str:
+def classifier_card(
+    classifier: FinishedClassifier,
+    wanted: WantedExport,
+    facts: dict[str, Any],
+    licence: str,
+    differences: Sequence[Difference],
+) -> str:
+    """The whole README.md of an exported classifier; `facts` are those of its file's header."""
+    height, width = classifier.image_size
+    shown = {name.replace("_", " "): _without_folders(value) for name, value in facts.items()}
+    about = {
+        "encoder": str(classifier.classifier.encoder.config),
+        "classes": ", ".join(classifier.classes),
+        "images": f"{height}x{width} pixels, {count(classifier.channels)} channels",
+        "mean": _numbers(classifier.mean),
+        "standard deviation": _numbers(classifier.std),
+        **_words(shown),
+        "exported by": f"unmask {__version__}, as {wanted.to}",
+    }
+    several = " An image may have several of them." if classifier.several else ""
+    parts = [
+        _front(wanted, licence, "image-classification"),
+        "# Image classifier",
+        f"An image in, the probability of each of {len(classifier.classes)} classes out.{several}",
+        _table(about),
+        "## How to load it",
+        _indented(_LOAD_CLASSIFIER[wanted.to]),
+        "## Exactness",
+        "Loaded again by the library that it is for, it gave the same answers to the same crops of real images. "
+        "Where a margin is cut off, its own crop lies up to a pixel away from ours.",
+        _exactness(differences),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+_LOAD_CLASSIFIER = {
+    "timm": (
+        "import timm\n\n"
+        'model = timm.create_model("local-dir:FOLDER", pretrained=True).eval()\n'
+        "transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))\n"
+        "logits = model(transform(image)[None])  # of model.pretrained_cfg['label_names']"
+    ),
+    "transformers": (
+        "from transformers import pipeline\n\n"
+        'classify = pipeline("image-classification", model="FOLDER")\n'
+        'classify("image.jpg")'
+    ),
+}
+
+
+def _exactness(differences: Sequence[Difference]) -> str:
+    return _table(
+        {found.what: f"{found.absolute:.2g} at most, {found.relative:.2g} of the largest" for found in differences}
+    )
+
+
+def _front(wanted: WantedExport, licence: str, task: str = "image-feature-extraction") -> str:
     """What the hub reads, by its own library."""
     from huggingface_hub import ModelCardData
 
@@ -143,10 +199,20 @@ def _front(wanted: WantedExport, licence: str) -> str:
     data = ModelCardData(
         license=licence,
         library_name=library.get(wanted.to, "unmask"),
-        pipeline_tag="image-feature-extraction",
+        pipeline_tag=task,
         tags=["unmask", "self-supervised"],
     )
     return f"---\n{data.to_yaml().strip()}\n---"
+
+
+def _range(pretrained: PretrainedEncoder) -> dict[str, str]:
+    """What the user of an export must do with images of more than 8 bits; nothing for others."""
+    found = pretrained.pixel_range
+    if found is None:
+        return {}
+    ends = f"{_numbers(found.low)} become 0, {_numbers(found.high)} become 255"
+    several = " of the channels" if len(found.low) > 1 else ""
+    return {"values of the image files": f"the values {ends}{several}, linear and clipped, before all else"}
 
 
 def _numbers(values: Sequence[float]) -> str:

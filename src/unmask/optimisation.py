@@ -6,7 +6,7 @@ Lives left of `methods`, because a method's configuration holds its authors' opt
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Annotated, Any, Literal
 
 import torch
@@ -114,21 +114,23 @@ Rule = Callable[[str, Tensor], ParameterRule]
 
 
 def build_optimizer(module: nn.Module, rule: Rule, config: OptimizerConfig) -> torch.optim.Optimizer:
-    """The optimizer over the trainable parameters of `module`; rates are set at every step by `set_rates`.
+    """The optimizer over the trainable parameters of `module`; rates are set for every step by `follow_schedule`.
 
-    One group for each distinct rule. Every group also holds its rule under "rule" and the parameters' names, in order,
-    under "names": the checkpoint stores optimizer state by name. AdamW is fused where torch can.
+    One group for each distinct rule. Every group also holds its rule under "rule" (plain values, so that whoever saves
+    the optimizer's state can load it with `weights_only=True`) and the parameters' names, in order, under "names": the
+    checkpoint stores optimizer state by name. AdamW is fused where torch can.
     """
     groups: dict[ParameterRule, dict[str, Any]] = {}
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
             treatment = rule(name, parameter)
             decay = config.weight_decay if treatment.decay else 0.0
-            group = groups.setdefault(treatment, {"params": [], "names": [], "rule": treatment, "weight_decay": decay})
+            new = {"params": [], "names": [], "rule": asdict(treatment), "weight_decay": decay}
+            group = groups.setdefault(treatment, new)
             group["params"].append(parameter)
             group["names"].append(name)
     # Decayed parameters first, so that the order does not depend on which parameter comes first.
-    ordered = sorted(groups.values(), key=lambda group: not group["rule"].decay)
+    ordered = sorted(groups.values(), key=lambda group: not group["rule"]["decay"])
     if config.kind == "sgd":
         return torch.optim.SGD(ordered, lr=0.0, momentum=config.sgd_momentum)
     if config.kind == "adamw_bert":
@@ -141,9 +143,21 @@ def build_optimizer(module: nn.Module, rule: Rule, config: OptimizerConfig) -> t
 def set_rates(optimizer: torch.optim.Optimizer, *, rate: float, peak: float, weight_decay: float) -> None:
     """Set every group's learning rate and weight decay for the step to come, by its rule."""
     for group in optimizer.param_groups:
-        rule: ParameterRule = group["rule"]
+        rule = ParameterRule(**group["rule"])
         group["lr"] = (peak if rule.constant_lr else rate) * rule.lr_scale
         group["weight_decay"] = weight_decay if rule.decay else 0.0
+
+
+def follow_schedule(
+    optimizer: torch.optim.Optimizer, config: OptimizerConfig, progress: float, *, batch_size: int, epochs: float
+) -> float:
+    """Set what the schedules of `config` say for the step to come; the learning rate.
+
+    That step is at `progress` of a run of `epochs` epochs with global batch `batch_size`.
+    """
+    rate = config.at(progress, batch_size=batch_size, epochs=epochs)
+    set_rates(optimizer, rate=rate, peak=config.peak(batch_size), weight_decay=config.weight_decay_at(progress))
+    return rate
 
 
 def finish_gradients(optimizer: torch.optim.Optimizer, config: OptimizerConfig, progress: float) -> Tensor:
@@ -153,7 +167,7 @@ def finish_gradients(optimizer: torch.optim.Optimizer, config: OptimizerConfig, 
     """
     norm = whole(nn.utils.get_total_norm(_gradients(optimizer.param_groups)))
     if config.clip is not None:
-        groups = [group for group in optimizer.param_groups if group["rule"].clip]
+        groups = [group for group in optimizer.param_groups if group["rule"]["clip"]]
         gradients = _gradients(groups)
         if config.clip_each:
             factors = torch._foreach_add(torch._foreach_norm(gradients), 1e-6)
@@ -167,7 +181,7 @@ def finish_gradients(optimizer: torch.optim.Optimizer, config: OptimizerConfig, 
             parameters = [value for group in groups for value in group["params"]]
             nn.utils.clip_grads_with_norm_(parameters, config.clip, known)
     for group in optimizer.param_groups:
-        if progress < group["rule"].frozen_until:
+        if progress < group["rule"]["frozen_until"]:
             for parameter in group["params"]:
                 parameter.grad = None
     return norm

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from unmask.methods import METHODS, find_method
+from tiny_runs import tiny_settings
+from unmask.methods import METHODS, find_method, name_of
 
 
 def test_every_known_name_is_found(name: str) -> None:
@@ -44,3 +45,13 @@ def test_a_method_of_somebody_elses_module_is_found(tmp_path: Path, monkeypatch:
         assert issubclass(found, METHODS["mae"])
     finally:
         sys.modules.pop("their_methods", None)
+
+
+def test_the_name_of_a_method_finds_its_class() -> None:
+    method = METHODS["simmim"](tiny_settings("simmim"))  # type: ignore[arg-type]
+    assert name_of(method) == "simmim"
+
+    class Own(METHODS["simmim"]):  # type: ignore[misc]
+        pass
+
+    assert name_of(Own(tiny_settings("simmim"))).endswith(":test_the_name_of_a_method_finds_its_class.<locals>.Own")

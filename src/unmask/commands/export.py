@@ -13,25 +13,33 @@ from rich.console import Console
 from typing_extensions import Doc
 
 from unmask import __version__
+from unmask.commands.evaluate.classifiers import classifier_path
 from unmask.commands.evaluate.shared import plain_table, print_json
 from unmask.commands.parse import parse
+from unmask.interop.weights_out.classifier_folder import export_classifier
 from unmask.interop.weights_out.compare import Difference
 from unmask.interop.weights_out.export import Target, WantedExport, export
 from unmask.interop.weights_out.graph import Graph, Output
 from unmask.interop.weights_out.hub import check_name, push
-from unmask.model_card import check_licence, header_facts, model_card, origin_of
+from unmask.model_card import check_licence, classifier_card, header_facts, model_card, origin_of
 from unmask.models.pretrained import open_encoder
 from unmask.run_folder import RunFolder
+from unmask.tasks.classifier_file import classifier_facts, read_classifier
 
 
 @dataclass(frozen=True, kw_only=True)
 class Export:
-    """Write an encoder as others load it. The export is loaded again by their own code and must give our features."""
+    """Write an encoder or a classifier as others load it.
+
+    The export is loaded again by their own code and must give our features or answers.
+    """
 
     run: Annotated[
         tyro.conf.Positional[str],
         tyro.conf.arg(metavar="RUN"),
-        Doc("A run folder, an encoder.safetensors, or timm:NAME."),
+        Doc(
+            "A run folder, an encoder.safetensors, timm:NAME, or a classifier.safetensors (for timm and transformers)."
+        ),
     ]
     to: Annotated[Target, Doc("Who will load it.")]
     out: Annotated[
@@ -70,9 +78,12 @@ def run(arguments: Sequence[str]) -> int:
             raise ValueError(f"--push uploads a folder with a model card; give one as --out, not {command.out}")
     elif command.public:
         raise ValueError("--public is for --push")
-    pretrained = open_encoder(command.run)
     path = Path(command.run)
     folder = RunFolder(path)
+    classifier = None if path.is_dir() and folder.encoder_file.exists() else classifier_path(command.run)
+    if classifier is not None:
+        return _finish(command, _export_classifier(command, classifier, wanted))
+    pretrained = open_encoder(command.run)
     header = {} if command.run.startswith("timm:") else header_facts(folder.encoder_file if path.is_dir() else path)
     origin = origin_of(pretrained, header, folder if folder.config_file.is_file() else None)
     wanted = dataclasses.replace(wanted, facts={**header, "version": header.get("version", __version__)})
@@ -80,7 +91,18 @@ def run(arguments: Sequence[str]) -> int:
     def card(found: list[Difference]) -> str:
         return model_card(pretrained, wanted, origin, command.license, found)
 
-    found = export(pretrained, wanted, card)
+    return _finish(command, export(pretrained, wanted, card))
+
+
+def _export_classifier(command: Export, path: Path, wanted: WantedExport) -> list[Difference]:
+    classifier, facts = read_classifier(path), classifier_facts(path)
+    return export_classifier(
+        path, wanted, lambda found: classifier_card(classifier, wanted, facts, command.license, found)
+    )
+
+
+def _finish(command: Export, found: list[Difference]) -> int:
+    """Push where that was asked for, and tell."""
     pushed = None if command.push is None else push(command.out, command.push, public=command.public)
     _tell(command, found, pushed)
     return 0

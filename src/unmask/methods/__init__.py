@@ -90,6 +90,13 @@ def find_method(name: str) -> type[Method]:
     raise ValueError(f"unknown method {name!r}; {hint}")
 
 
+def name_of(method: Method) -> str:
+    """The name by which `find_method` finds the class of a method."""
+    kind = type(method)
+    ours = (name for name, known in METHODS.items() if known is kind)
+    return next(ours, f"{kind.__module__}:{kind.__qualname__}")
+
+
 def is_known(name: str) -> bool:
     """Whether `find_method` finds this method without importing anything: one of ours, or one imported before."""
     module_name, _, class_name = name.partition(":")

@@ -65,11 +65,18 @@ def export(pretrained: PretrainedEncoder, wanted: WantedExport, card: Card) -> l
     ValueError for what the format cannot hold and for a place that is taken; Failure for features that differ. After
     either nothing is left.
     """
-    _check(pretrained, wanted)
+    check_wish(wanted)
+    if wanted.to == "onnx" and not wanted.is_folder and is_large(pretrained.encoder):
+        raise ValueError(f"an encoder this large needs two files as ONNX; give a folder as --out, not {wanted.out}")
     pretrained = pretrained.to(torch.device("cpu"))
-    images_BCHW = real_images(pretrained.encoder, wanted.data, IMAGES)
+    images_BCHW = real_images(pretrained.encoder, wanted.data, IMAGES, pretrained.pixel_range)
+    return put_in_place(wanted, lambda aside: _write(pretrained, wanted, images_BCHW, aside), card)
+
+
+def put_in_place(wanted: WantedExport, write: Callable[[Path], list[Difference]], card: Card) -> list[Difference]:
+    """What `write` makes in a folder aside, checked and with its card; whatever fails, nothing is left."""
     with _aside(wanted.out) as aside:
-        found = _write(pretrained, wanted, images_BCHW, aside)
+        found = write(aside)
         check(found, wanted.tolerance)
         if wanted.is_folder:
             (aside / CARD).write_text(card(found), encoding="utf-8", errors="backslashreplace")
@@ -82,7 +89,8 @@ def export(pretrained: PretrainedEncoder, wanted: WantedExport, card: Card) -> l
     return found
 
 
-def _check(pretrained: PretrainedEncoder, wanted: WantedExport) -> None:
+def check_wish(wanted: WantedExport) -> None:
+    """ValueError for a place that is taken, and for options that do not go together."""
     out = wanted.out
     if out.exists() or out.is_symlink():
         raise ValueError(f"{out} exists; choose another --out, or remove it first")
@@ -92,8 +100,6 @@ def _check(pretrained: PretrainedEncoder, wanted: WantedExport) -> None:
         raise ValueError(f"--tolerance must lie between 0 and 1, got {wanted.tolerance}")
     if wanted.to not in GRAPHS and wanted.graph != Graph():
         raise ValueError(f"--output, --normalise and --dynamic-size are for {' and '.join(GRAPHS)}, not {wanted.to}")
-    if wanted.to == "onnx" and not wanted.is_folder and is_large(pretrained.encoder):
-        raise ValueError(f"an encoder this large needs two files as ONNX; give a folder as --out, not {out}")
 
 
 def _write(pretrained: PretrainedEncoder, wanted: WantedExport, images: torch.Tensor, aside: Path) -> list[Difference]:

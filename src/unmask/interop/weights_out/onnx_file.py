@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import io
 import json
 import logging
@@ -15,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from unmask.extras import require
 from unmask.interop.weights_out.compare import Difference
 from unmask.interop.weights_out.graph import INPUT, OUTPUT, Graph, check_graph, compared, dimensions, program
 from unmask.models.encoder import Encoder
@@ -30,11 +30,7 @@ def write_onnx(pretrained: PretrainedEncoder, graph: Graph, images_BCHW: Tensor,
     ValueError for what the encoder's graph cannot do, and where onnx, onnxscript and onnxruntime are not installed.
     """
     check_graph(pretrained.encoder, graph)
-    try:
-        for library in ("onnx", "onnxscript", "onnxruntime"):
-            importlib.import_module(library)
-    except ImportError as error:
-        raise ValueError("--to onnx needs onnx, onnxscript and onnxruntime: pip install 'unmask[onnx]'") from error
+    require("onnx", "--to onnx needs")
     traced = program(pretrained, graph, images_BCHW)
     with _quietly():
         made = torch.onnx.export(

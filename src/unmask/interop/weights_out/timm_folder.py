@@ -36,7 +36,7 @@ def write_timm(pretrained: PretrainedEncoder, images_BCHW: Tensor, folder: Path)
         "num_features": encoder.width,
         "global_pool": arguments["global_pool"],
         "model_args": arguments,
-        "pretrained_cfg": _facts(pretrained, name),
+        "pretrained_cfg": data_facts(pretrained, name, margin(encoder)) | {"num_classes": 0},
     }
     (folder / "config.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
     tensors, _ = encoder_file(encoder, mean=pretrained.mean, std=pretrained.std, facts={})
@@ -44,19 +44,18 @@ def write_timm(pretrained: PretrainedEncoder, images_BCHW: Tensor, folder: Path)
     return _compare(pretrained, images_BCHW, folder)
 
 
-def _facts(pretrained: PretrainedEncoder, name: str) -> dict[str, Any]:
-    """What timm's transforms and its fine-tuning must know."""
+def data_facts(pretrained: PretrainedEncoder, name: str, crop_ratio: float) -> dict[str, Any]:
+    """What timm's transforms and its fine-tuning must know; the central crop keeps `crop_ratio` of the shorter side."""
     known = blank_timm_model(name).pretrained_cfg
     encoder = pretrained.encoder
     return {
         "input_size": [encoder.config.channels, *encoder.image_size],
         "fixed_input_size": not isinstance(encoder, ConvEncoder),
         "interpolation": INTERPOLATION,
-        "crop_pct": margin(encoder),
+        "crop_pct": crop_ratio,
         "crop_mode": "center",
         "mean": list(pretrained.mean),
         "std": list(pretrained.std),
-        "num_classes": 0,
         "pool_size": None,
         "first_conv": known["first_conv"],
         "classifier": known["classifier"],

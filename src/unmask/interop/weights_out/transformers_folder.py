@@ -24,6 +24,7 @@ from timm.models.beit import Block as BeitBlock
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
+from unmask.extras import require
 from unmask.interop.authors.names import NameTable, our_name
 from unmask.interop.huggingface import COMMON, CONFIG, PREPROCESSOR
 from unmask.interop.weights_out.compare import Difference, difference, tokens_of
@@ -56,67 +57,70 @@ def write_transformers(pretrained: PretrainedEncoder, images_BCHW: Tensor, folde
 
     ValueError where transformers has no network that computes the same, and where it is not installed.
     """
-    try:
-        import transformers
-    except ImportError as error:
-        raise ValueError("--to transformers needs the library itself: pip install 'unmask[transformers]'") from error
-
+    transformers = require("transformers", "--to transformers needs")
     encoder = pretrained.encoder
     model = _model(encoder)
     values = {"architectures": [model.architecture], "model_type": model.kind, "dtype": "float32", **model.settings}
-    _write(folder / CONFIG, values)
-    _write(folder / PREPROCESSOR, _preprocessor(pretrained))
-    table = _their_table(model.kind)
-    tensors = {_their_name(table, name, encoder): value for name, value in model.tensors.items()}
-    write_atomically(folder / "model.safetensors", tensors, {"format": "pt"})
+    write_json(folder / CONFIG, values)
+    write_json(folder / PREPROCESSOR, preprocessor(pretrained, margin(encoder)))
+    write_atomically(folder / "model.safetensors", their_tensors(model, encoder), {"format": "pt"})
 
     return _compare(transformers, pretrained, images_BCHW, folder)
 
 
-def _write(path: Path, values: Mapping[str, Any]) -> None:
+def their_tensors(model: Model, encoder: Encoder) -> dict[str, Tensor]:
+    """The model's tensors by their names. ValueError for a part that the family has not."""
+    table = _their_table(model.kind)
+    return {_their_name(table, name, encoder): value for name, value in model.tensors.items()}
+
+
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """Write a file of theirs."""
     path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 
 def _model(encoder: Encoder) -> Model:
     """The network of transformers that computes what the encoder computes. ValueError where there is none."""
     if not isinstance(encoder, VitEncoder):
-        raise _refusal(encoder, "such a network")
+        raise refusal(encoder, "such a network")
     vit = encoder.vit
     if type(vit) is VisionTransformer:
-        _check_plain(encoder, Block, vit.blocks)
+        check_plain(encoder, Block, vit.blocks)
         return _vit(encoder)
     if type(vit) is Beit:
-        _check_plain(encoder, BeitBlock, vit.blocks)
-        return _beit(encoder)
-    raise _refusal(encoder, "rotations of positions in a network of this kind")
+        check_plain(encoder, BeitBlock, vit.blocks)
+        return beit_model(encoder)
+    raise refusal(encoder, "rotations of positions in a network of this kind")
 
 
-def _refusal(encoder: Encoder, what: str) -> ValueError:
+def refusal(encoder: Encoder, what: str) -> ValueError:
+    """What is raised where transformers has no `what`."""
     return ValueError(f"transformers has no model with {what} ({encoder.config.name!r}); {instead(encoder)}")
 
 
-def _check_plain(encoder: VitEncoder, block: type[nn.Module], blocks: Any) -> None:
+def check_plain(encoder: VitEncoder, block: type[nn.Module], blocks: Any) -> None:
     """ValueError for what timm can vary in a block and transformers cannot."""
     first = blocks[0]
     embed = encoder.vit.patch_embed
     if type(first) is not block or type(first.mlp) is not Mlp or not isinstance(first.mlp.norm, nn.Identity):
-        raise _refusal(encoder, "blocks of its kind")
+        raise refusal(encoder, "blocks of its kind")
     if not isinstance(first.mlp.act, nn.GELU) or first.mlp.act.approximate != "none":
-        raise _refusal(encoder, f"its activation, {first.mlp.act},")
+        raise refusal(encoder, f"its activation, {first.mlp.act},")
     attention: nn.Module = blocks[0].attn
     parts: dict[str, nn.Module] = dict(attention.named_children())
     norms = [parts.get(name, nn.Identity()) for name in ("norm", "q_norm", "k_norm")]
     if any(not isinstance(norm, nn.Identity) for norm in norms) or "gate" in parts:
-        raise _refusal(encoder, "norms or gates within attention")
+        raise refusal(encoder, "norms or gates within attention")
     if not encoder.has_class_token:
-        raise _refusal(encoder, "no class token")
+        raise refusal(encoder, "no class token")
     if not isinstance(embed.norm, nn.Identity) or embed.proj.bias is None:
-        raise _refusal(encoder, "its embedding of patches")
+        raise refusal(encoder, "its embedding of patches")
     if encoder.patch[0] != encoder.patch[1]:
-        raise _refusal(encoder, "patches that are not square")
+        raise refusal(encoder, "patches that are not square")
 
 
-def _settings(encoder: VitEncoder) -> dict[str, Any]:
+def common_settings(encoder: VitEncoder) -> dict[str, Any]:
+    """What config.json of every family says."""
     height, width = encoder.image_size
     first = cast(Any, encoder.vit.blocks[0])
     return {
@@ -134,12 +138,12 @@ def _settings(encoder: VitEncoder) -> dict[str, Any]:
 def _vit(encoder: VitEncoder) -> Model:
     vit = encoder.vit
     if not encoder.config.final_norm or isinstance(vit.norm, nn.Identity):
-        raise _refusal(encoder, "no norm at its end")
+        raise refusal(encoder, "no norm at its end")
     if not isinstance(vit.norm_pre, nn.Identity):
-        raise _refusal(encoder, "a norm before its blocks")
+        raise refusal(encoder, "a norm before its blocks")
     first = vit.blocks[0]
-    settings = _settings(encoder) | {"qkv_bias": first.attn.qkv.bias is not None}
-    tensors = _positioned(encoder)
+    settings = common_settings(encoder) | {"qkv_bias": first.attn.qkv.bias is not None}
+    tensors = positioned(encoder)
     scaled = isinstance(first.ls1, LayerScale)
     if not scaled and vit.reg_token is None:
         width = encoder.width
@@ -148,7 +152,7 @@ def _vit(encoder: VitEncoder) -> Model:
         settings |= {"intermediate_size": first.mlp.fc1.out_features, "pooler_act": "linear"}
         return Model(kind="vit", architecture="ViTModel", settings=settings, tensors=tensors | pooler)
     if first.mlp.fc1.out_features % encoder.width:
-        raise _refusal(encoder, "layer scale and an MLP ratio that is no whole number")
+        raise refusal(encoder, "layer scale and an MLP ratio that is no whole number")
     if not scaled:
         ones = {
             f"blocks.{block}.ls{part}.gamma": torch.ones(encoder.width)
@@ -172,7 +176,7 @@ def _vit(encoder: VitEncoder) -> Model:
     )
 
 
-def _positioned(encoder: VitEncoder) -> dict[str, Tensor]:
+def positioned(encoder: VitEncoder) -> dict[str, Tensor]:
     """The encoder's tensors with one position each for the class token and all patches, and none for registers."""
     vit, tensors = encoder.vit, _apart(encoder)
     rows, columns = encoder.grid
@@ -189,16 +193,17 @@ def _positioned(encoder: VitEncoder) -> dict[str, Tensor]:
     return tensors | {"pos_embed": position_1LD}
 
 
-def _beit(encoder: VitEncoder) -> Model:
+def beit_model(encoder: VitEncoder) -> Model:
+    """A BeitModel that computes what timm's Beit computes. ValueError where it cannot."""
     vit, tensors = encoder.vit, _apart(encoder)
     first = vit.blocks[0]
     relative = vit.rel_pos_bias is not None or first.attn.relative_position_bias_table is not None
     if relative and encoder.grid[0] != encoder.grid[1]:
         # Theirs takes the rows of such a table for its columns.
-        raise _refusal(encoder, "relative positions of images that are not square")
+        raise refusal(encoder, "relative positions of images that are not square")
     if first.attn.q_bias is None:
-        raise _refusal(encoder, "no bias of queries and values beside relative positions")
-    settings = _settings(encoder) | {
+        raise refusal(encoder, "no bias of queries and values beside relative positions")
+    settings = common_settings(encoder) | {
         "intermediate_size": first.mlp.fc1.out_features,
         "use_absolute_position_embeddings": vit.pos_embed is not None,
         "use_relative_position_bias": first.attn.relative_position_bias_table is not None,
@@ -250,13 +255,14 @@ def _their_name(table: NameTable, ours: str, encoder: Encoder) -> str:
     try:
         theirs = our_name(table, ours)
     except KeyError as error:
-        raise _refusal(encoder, f"a part such as {ours}") from error
+        raise refusal(encoder, f"a part such as {ours}") from error
     assert theirs is not None
     return theirs
 
 
-def _preprocessor(pretrained: PretrainedEncoder) -> dict[str, Any]:
-    """Resize, central crop and normalisation as our own evaluations have them."""
+def preprocessor(pretrained: PretrainedEncoder, crop_ratio: float) -> dict[str, Any]:
+    """Resize, central crop and normalisation as our own evaluations have them; the crop keeps `crop_ratio` of the
+    shorter side."""
     height, width = pretrained.encoder.image_size
     values: dict[str, Any] = {
         "do_rescale": True,
@@ -269,7 +275,7 @@ def _preprocessor(pretrained: PretrainedEncoder) -> dict[str, Any]:
         "do_convert_rgb": pretrained.encoder.config.channels == 3,
     }
     if height == width:
-        edge = math.ceil(round(height / margin(pretrained.encoder), 6))
+        edge = math.ceil(round(height / crop_ratio, 6))
         size = {
             "size": {"shortest_edge": edge},
             "crop_size": {"height": height, "width": width},
@@ -285,12 +291,12 @@ def _compare(library: Any, pretrained: PretrainedEncoder, images_BCHW: Tensor, f
     """Tokens by their model of what their processor makes of the same crops."""
     place = os.fspath(folder)
     processor = library.AutoImageProcessor.from_pretrained(place, trust_remote_code=False)
-    with _quietly(library):
+    with quietly(library):
         model, told = library.AutoModel.from_pretrained(place, trust_remote_code=False, output_loading_info=True)
     for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if told[what]:
             # Parts that timm can vary and that are not asked about above.
-            raise _refusal(
+            raise refusal(
                 pretrained.encoder, f"just its parts: {what.replace('_', ' ')} {sorted(map(str, told[what]))[0]}"
             )
     # The images are cut already, and what is stretched or cut twice cannot be compared.
@@ -306,7 +312,7 @@ def _compare(library: Any, pretrained: PretrainedEncoder, images_BCHW: Tensor, f
 
 
 @contextmanager
-def _quietly(library: Any) -> Iterator[None]:
+def quietly(library: Any) -> Iterator[None]:
     """Inside, transformers shows no progress and tells nothing that we check ourselves."""
     logging = library.utils.logging
     bar, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
