@@ -24,6 +24,9 @@ FILES = sorted(ROOT.rglob("*.py"))
 # Left to right: a room imports only from rooms before it. The package's own __init__ imports lazily and from all.
 ORDER = (
     "errors",
+    "extras",
+    "json_lines",
+    "formats",
     "disk",
     "ranks",
     "data",
@@ -39,6 +42,7 @@ ORDER = (
     "methods",
     "tasks",
     "training",
+    "loggers",
     "evaluation",
     "interop",
     "report",
@@ -58,6 +62,7 @@ ORDER = (
     "replay",
     "tokenizer_training",
     "bench",
+    "doctor",
     "commands",
     "cli",
     "__main__",

@@ -23,7 +23,7 @@ from unmask.run_folder import RunFolder
 from unmask.training.checkpoint import checkpoint_path
 
 ROOT = Path(unmask.__file__).parents[2]
-FILES = sorted(path for room in ("src", "scripts", "benchmarks") for path in (ROOT / room).rglob("*.py"))
+FILES = sorted(path for room in ("src", "scripts", "benchmarks", "examples") for path in (ROOT / room).rglob("*.py"))
 BUILT_IN = {"eval", "exec", "compile", "__import__"}
 MODULES = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve", "yaml", "code"}
 SHELLS = {("os", "system"), ("os", "popen"), ("subprocess", "getoutput"), ("subprocess", "getstatusoutput")}

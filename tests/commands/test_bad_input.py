@@ -68,11 +68,11 @@ CASES: dict[str, tuple[list[str], str]] = {
     "missing folder": (["pretrain", "absent", *TINY], "absent does not exist"),
     "empty folder": (
         ["pretrain", "empty", *TINY],
-        "empty holds no image (no file ending in jpg, jpeg, png, webp, tif, tiff, bmp)",
+        "empty holds no image (no file ending in jpg, jpeg, png, webp, tif, tiff, bmp, npy, dcm)",
     ),
     "folder without images": (
         ["pretrain", "words", *TINY],
-        "words holds no image (no file ending in jpg, jpeg, png, webp, tif, tiff, bmp)",
+        "words holds no image (no file ending in jpg, jpeg, png, webp, tif, tiff, bmp, npy, dcm)",
     ),
     "folder without readable images": (
         ["pretrain", "broken", *TINY],
@@ -80,11 +80,12 @@ CASES: dict[str, tuple[list[str], str]] = {
     ),
     "channels that image files do not have": (
         ["pretrain", "data", *TINY, "--channels", "2"],
-        "no readable image in data, for example data/warm/015.png: an image file gives 1 or 3 channels, not 2",
+        "no readable image in data, for example data/warm/015.png: it has 3 channels, and 2 are wanted",
     ),
     "a file that is no data": (
         ["pretrain", "good.json"],
-        "good.json is neither a folder of images, nor a .txt list of image files, nor a .tar or .zip archive",
+        "good.json is neither a folder of images, nor a .txt list of image files, nor a .tar or .zip archive, "
+        "nor a .npy or .npz file",
     ),
     "shards that are not there": (
         ["pretrain", "data-{000..003}.tar"],
@@ -108,6 +109,19 @@ CASES: dict[str, tuple[list[str], str]] = {
     "shards into a folder of other things": (
         ["shard", "data", "thesis"],
         "thesis exists and holds no shards of this command; choose another OUT",
+    ),
+    "look at nothing": (["data", "empty"], "empty holds no image (no file ending in "),
+    "look at a folder of no images": (
+        ["data", "broken"],
+        "no readable image in broken, for example broken/1.jpg: it is not an image of a known format",
+    ),
+    "look at no image": (
+        ["data", "data", "--sample", "0"],
+        "--sample must be at least 1, or all; got 0; see unmask data --help",
+    ),
+    "page that is no page": (
+        ["data", "data", "--out", "page.pdf"],
+        "--out writes a page: page.pdf must end in .html; see unmask data --help",
     ),
     "unknown built-in": (
         ["pretrain", "builtin:emojis"],

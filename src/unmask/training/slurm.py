@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from typing_extensions import Doc
 
+from unmask.extras import require
 from unmask.training.submitted import SubmittedCommand
 
 if TYPE_CHECKING:
@@ -116,13 +117,7 @@ def seconds_to_save(job: JobConfig) -> float:
 
 def library() -> Any:
     """The library submitit. ValueError where it is missing."""
-    try:
-        import submitit
-    except ImportError as error:
-        raise ValueError(
-            "jobs are submitted by the library submitit, which is missing: pip install 'unmask[slurm]'"
-        ) from error
-    return submitit
+    return require("slurm", "jobs on a cluster need")
 
 
 @contextlib.contextmanager
