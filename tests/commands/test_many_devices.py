@@ -65,7 +65,7 @@ def test_a_run_of_two_ranks_is_whole(runs: Runs) -> None:
     assert [record["step"] for record in steps] == list(range(1, STEPS + 1))
     assert saved_steps(runs.run / "checkpoints") == [STEPS]
     assert json.loads((runs.run / "config.json").read_text())["training"]["parts"] == 2
-    names = {"config.json", "log.jsonl", "checkpoints", "encoder.safetensors", "report.html"}
+    names = {"config.json", "log.csv", "log.jsonl", "checkpoints", "encoder.safetensors", "report.html"}
     assert {entry.name for entry in runs.run.iterdir()} == names
 
 
@@ -172,11 +172,11 @@ def test_two_runs_in_one_folder_are_refused(runs: Runs, tmp_path: Path) -> None:
 
 def test_sharded_weights_are_stopped_and_go_on_and_end_where_whole_ones_do(runs: Runs, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    process = CommandProcess(runs.command(run, "--devices", "2", "--shard"), tmp_path)
-    process.wait_until(lambda: last_logged_step(run) >= 3)
-    process.signal(signal.SIGTERM)
-    stopped = process.end()
-    assert stopped.code == 75, stopped
+    processes = RankProcesses(runs.command(run, "--shard"), tmp_path, 2)
+    processes.ranks[0].wait_until(lambda: last_logged_step(run) >= 3)
+    processes.ranks[1].signal(signal.SIGTERM)
+    stopped = processes.end()
+    assert [rank.code for rank in stopped] == [75, 75], stopped
     ended = RankProcesses(runs.command(run, "--shard"), tmp_path, 2).end()
     assert [(rank.code, rank.err) for rank in ended] == [(0, ""), (0, "")]
     assert "resuming" in ended[0].out

@@ -167,7 +167,7 @@ def test_a_job_that_is_warned_goes_into_the_queue_again_and_ends_as_it_would_hav
     desk: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """SLURM warns every process of a job: tasks, commands, and their data workers."""
-    options = [*tiny_options("cmae"), "--lr", "0.01", *quick_options(epochs=40, workers=1)]
+    options = [*tiny_options("cmae"), "--lr", "0.01", *quick_options(epochs=15, workers=1)]
     unbroken = RankProcesses(["pretrain", "data", *options, "--out", "unbroken"], desk, 2)
     job = ["--cluster", "local", "--devices", "2", "--hours", "1"]
     assert main(["submit", *job, "--", "pretrain", "data", *options, "--out", "run"]) == 0
@@ -192,5 +192,5 @@ def test_a_job_that_is_warned_goes_into_the_queue_again_and_ends_as_it_would_hav
     assert "resuming run at step" in printed
     assert_same_weights(run / "encoder.safetensors", desk / "unbroken" / "encoder.safetensors")
     records = [read_records(desk / name, "step") for name in ("run", "unbroken")]
-    assert [record["step"] for record in records[0]] == list(range(1, 81))
+    assert [record["step"] for record in records[0]] == list(range(1, 31))
     assert [record["loss"] for record in records[0]] == [record["loss"] for record in records[1]]
