@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -47,6 +48,14 @@ def test_what_type_checkers_see_is_what_there_is() -> None:
             assert words[3] == words[5], line
             seen[words[3]] = words[1]
     assert seen == lazy
+
+
+def test_the_page_of_what_is_offered_is_up_to_date(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each change of a signature, a field or a default shows there, to be noticed by who makes it and who reads it."""
+    root = Path(__file__).parents[1]
+    monkeypatch.syspath_prepend(str(root / "scripts"))
+    page = importlib.import_module("make_api").page()
+    assert page == (root / "docs" / "api.md").read_text(encoding="utf8"), "run: python scripts/make_api.py"
 
 
 def test_the_version_is_the_packages() -> None:
