@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from time import monotonic
 from types import TracebackType
 
@@ -31,6 +32,20 @@ class NowAndThen:
         if quiet:
             self._spoke = now
         return quiet
+
+
+class DoneOfTotal:
+    """Says now and then how much of a piece of work is done, in the words of `sentence(done, total)`."""
+
+    def __init__(self, console: Console, sentence: Callable[[int, int], str]) -> None:
+        self._console = console
+        self._sentence = sentence
+        self._now_and_then = NowAndThen()
+
+    def __call__(self, done: int, total: int) -> None:
+        """Tell of so much, unless there was something to read a moment ago."""
+        if self._now_and_then.due():
+            self._console.print(self._sentence(done, total), highlight=False, markup=False)
 
 
 class RunProgress:

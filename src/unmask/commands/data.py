@@ -24,7 +24,7 @@ from unmask.data.source import Source
 from unmask.data.statistics import first_opened
 from unmask.data.survey import Survey, SurveyConfig, survey
 from unmask.defaults import default_workers
-from unmask.progress import NowAndThen
+from unmask.progress import DoneOfTotal
 from unmask.report.survey_words import BAD_NAMED, Plan, fact_rows, warnings
 from unmask.report.text import count
 from unmask.run_folder import RunFolder
@@ -78,7 +78,7 @@ def run(arguments: Sequence[str]) -> int:
     command = parse(Data, arguments, command="data")
     halves = open_halves(command.data)
     plan = planned(command.data, halves.pretraining)
-    report = _Progress(Console(stderr=True, soft_wrap=True))
+    report = DoneOfTotal(Console(stderr=True, soft_wrap=True), lambda done, total: f"looked at  {done}/{total} files")
     found = survey(halves.in_range(plan.pixel_range), command.config(), report=report)
     if command.out is not None:
         # Only now: the pictures of a page bring matplotlib, which takes long to import.
@@ -174,16 +174,3 @@ def _write(path: Path, text: str) -> None:
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, text.encode("utf-8", "backslashreplace"))
-
-
-class _Progress:
-    """Says now and then how many files were looked at."""
-
-    def __init__(self, console: Console) -> None:
-        self._console = console
-        self._now_and_then = NowAndThen()
-
-    def __call__(self, done: int, total: int) -> None:
-        """Tell of so many files, unless there was something to read a moment ago."""
-        if self._now_and_then.due():
-            self._console.print(f"looked at  {done}/{total} files", highlight=False, markup=False)

@@ -17,7 +17,7 @@ from unmask.commands.search import as_dict, told
 from unmask.embedding.files import open_comparable
 from unmask.embedding.near_duplicates import Group, near_duplicates
 from unmask.embedding.sheets import Pictures, duplicates_sheet, write_sheet
-from unmask.progress import NowAndThen
+from unmask.progress import DoneOfTotal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +50,11 @@ def run(arguments: Sequence[str]) -> int:
         )
     files = open_comparable(command.files)
     pictures = None if command.sheet is None else Pictures(files, command.data)
-    groups = near_duplicates(files, command.threshold, _Progress(Console(stderr=True, soft_wrap=True)))
+    groups = near_duplicates(
+        files,
+        command.threshold,
+        DoneOfTotal(Console(stderr=True, soft_wrap=True), lambda done, total: f"compared  {done / total:.0%}"),
+    )
     console = Console(soft_wrap=True)
     images = sum(map(len, files))
     for group in groups:
@@ -80,16 +84,3 @@ def _summary(groups: Sequence[Group], images: int, command: Duplicates) -> list[
             "feature, so raise --threshold"
         )
     return [*lines, *([] if command.sheet is None else [f"sheet {command.sheet}"])]
-
-
-class _Progress:
-    """Says now and then how much is done."""
-
-    def __init__(self, console: Console) -> None:
-        self._console = console
-        self._now_and_then = NowAndThen()
-
-    def __call__(self, done: int, total: int) -> None:
-        """Tell of so many pairs of blocks, unless there was something to read a moment ago."""
-        if self._now_and_then.due():
-            self._console.print(f"compared  {100 * done / total:.0f} %", highlight=False, markup=False)

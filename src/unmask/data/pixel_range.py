@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from typing import Any, TypeVar
 
 import numpy as np
-from jaxtyping import UInt8
 from numpy.typing import NDArray
 
 from unmask.data.crop import Stream, sample_generator
@@ -35,16 +34,6 @@ def in_range(source: S, pixel_range: PixelRange | None) -> S:
     ranged = copy.copy(source)
     ranged.pixel_range = pixel_range
     return ranged
-
-
-def in_eight_bits(data: bytes | NDArray[Any], pixel_range: PixelRange | None) -> bytes | UInt8[np.ndarray, "H W C"]:
-    """An image with more than 8 bits as an array in this range; others as they are. Raises DecodeError."""
-    if pixel_range is None:
-        return data
-    content = open_image(data).content
-    if not isinstance(content, StoredPixels) or content.values_HWC.dtype == np.uint8:
-        return data
-    return content.eight_bit(pixel_range)
 
 
 def measured_range(source: Source, *, channels: int, sample: int = 100, seed: int = 0) -> PixelRange | None:
