@@ -2,7 +2,7 @@
 
     python scripts/keep_version.py tests/kept/0.2.0
 
-Run it once, for a version that goes out; `tests/test_kept.py` reads the folders of all versions. What was written is
+Run it once, for a version that goes out; `tests/test_kept_versions.py` reads the folders of all versions. They are
 never changed afterwards. `expected.json` has the commands that go on with the stopped runs, and what they come to.
 Everything is as small as it can be (under a MiB together) and made by the real commands.
 """

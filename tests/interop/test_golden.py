@@ -92,9 +92,10 @@ def test_one_altered_initial_weight_is_noticed(path: Path, read_case: Read, writ
     assert (_disagrees(verify(write_case(case, tensors))).loss_error or 0) > slack * LOSS_TOLERANCE
 
 
-@pytest.mark.parametrize("path", CASES, ids=lambda path: path.stem)
-def test_one_altered_number_is_noticed_in_its_own_column(path: Path, read_case: Read) -> None:
-    case, tensors = read_case(path.stem)
+# One of each kind: targets' norms, several losses, one loss, steps before and after the target moves.
+@pytest.mark.parametrize("stem", ["conmim_block", "cmae", "mae", "supmae", "byol", "ibot", "msn", "dino"])
+def test_one_altered_number_is_noticed_in_its_own_column(stem: str, read_case: Read) -> None:
+    case, tensors = read_case(stem)
     norms = "final_teacher_norms" if "final_teacher_norms" in case else "final_norms"
     authors = AUTHORS[case["method"]]
     table = authors.target_names if norms == "final_teacher_norms" else authors.names
@@ -112,7 +113,7 @@ def test_one_altered_number_is_noticed_in_its_own_column(path: Path, read_case: 
         spoilt[loss][-1] *= 1 + 1e-7
         spoilt["grad_norms"][-1] *= 1 + 1e-6
         changed = case | {norms: case[norms] | {weight: case[norms][weight] * (1 + 1e-5)}}
-        verdict = _disagrees(replay(path.stem, changed, spoilt, authors))
+        verdict = _disagrees(replay(stem, changed, spoilt, authors))
         assert (verdict.loss_error or 0) > 10 * LOSS_TOLERANCE
         assert verdict.grad_error == pytest.approx(1e-6, rel=1e-3)
         assert verdict.norm_error == pytest.approx(1e-5, rel=1e-3)

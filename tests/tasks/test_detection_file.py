@@ -134,7 +134,7 @@ def damaged(change: str, tensors: dict[str, torch.Tensor], header: dict[str, Any
     ("change", "message"),
     [
         ("no header", "is not a detector written by unmask (its header is missing)"),
-        ("format", "has detector format 99, this version reads 1"),
+        ("format", "has detector format 99, this version reads 1: a newer unmask wrote it"),
         ("key", "has a damaged header"),
         ("missing", "has a damaged header"),
         ("classes", "does not hold the detector that its header describes"),

@@ -51,7 +51,7 @@ def test_the_trainer_gets_what_was_configured() -> None:
     training = dataclasses.asdict(replace(CONFIG, **changed).training)
     assert {name: training.pop(name) for name in changed} == changed
     left = {"parts": 1, "compile": False, "keep_every": 0, "evaluate_every": 0.0, "max_nonfinite": 3}
-    assert training == left | {"wait_for_disk": 0.0}
+    assert training == left | {"wait_for_disk": 0.0, "log": ()}
 
 
 @pytest.mark.parametrize(

@@ -77,7 +77,7 @@ def test_files_that_hold_no_tokenizer_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"format": 99}, "has tokenizer format 99, this version reads 1"),
+        ({"format": 99}, "has tokenizer format 99, this version reads 1: a newer unmask wrote it"),
         ({"kind": "magic"}, "is a tokenizer of kind 'magic', this version knows dvae, vq, vqkd, dalle"),
         ({"config": {"vocabulary": "many"}}, "has a damaged header"),
         ({"config": {"vocabulary": 1}}, "has a damaged header"),
