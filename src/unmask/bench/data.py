@@ -43,6 +43,7 @@ class _TimedSource(Source):
 
     def __init__(self, base: Source) -> None:
         self.name, self.labels, self.classes = base.name, base.labels, base.classes
+        self.pixel_range = base.pixel_range
         self.seconds = 0.0
         self._base = base
 

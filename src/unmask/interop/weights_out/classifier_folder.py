@@ -32,6 +32,7 @@ from unmask.interop.weights_out.transformers_folder import (
     common_settings,
     positioned,
     preprocessor,
+    processed,
     quietly,
     their_tensors,
     write_json,
@@ -118,17 +119,9 @@ def _write_transformers(finished: FinishedClassifier, images: Tensor, folder: Pa
     tensors |= {f"classifier.{name}": value for name, value in head.state_dict().items()}
     write_atomically(folder / "model.safetensors", tensors, {"format": "pt"})
     place = os.fspath(folder)
-    processor = library.AutoImageProcessor.from_pretrained(place, trust_remote_code=False)
     with quietly(library):
         theirs: Any = library.AutoModelForImageClassification.from_pretrained(place, trust_remote_code=False).eval()
-    ready = processor(
-        images=list(images),
-        input_data_format="channels_first",
-        do_resize=False,
-        do_center_crop=False,
-        return_tensors="pt",
-    )
-    return [difference("logits", theirs(ready["pixel_values"]).logits, finished(images))]
+    return [difference("logits", theirs(processed(library, place, images)).logits, finished(images))]
 
 
 def _beit_classifier(finished: FinishedClassifier) -> Model:

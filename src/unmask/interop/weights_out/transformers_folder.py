@@ -290,7 +290,6 @@ def preprocessor(pretrained: PretrainedEncoder, crop_ratio: float) -> dict[str, 
 def _compare(library: Any, pretrained: PretrainedEncoder, images_BCHW: Tensor, folder: Path) -> list[Difference]:
     """Tokens by their model of what their processor makes of the same crops."""
     place = os.fspath(folder)
-    processor = library.AutoImageProcessor.from_pretrained(place, trust_remote_code=False)
     with quietly(library):
         model, told = library.AutoModel.from_pretrained(place, trust_remote_code=False, output_loading_info=True)
     for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
@@ -299,7 +298,14 @@ def _compare(library: Any, pretrained: PretrainedEncoder, images_BCHW: Tensor, f
             raise refusal(
                 pretrained.encoder, f"just its parts: {what.replace('_', ' ')} {sorted(map(str, told[what]))[0]}"
             )
-    # The images are cut already, and what is stretched or cut twice cannot be compared.
+    theirs = model.eval()(processed(library, place, images_BCHW)).last_hidden_state
+    return [difference("tokens", theirs, tokens_of(pretrained, images_BCHW))]
+
+
+def processed(library: Any, place: str, images_BCHW: Tensor) -> Tensor:
+    """What the image processor of a written folder makes of uint8 images that are cut already."""
+    processor = library.AutoImageProcessor.from_pretrained(place, trust_remote_code=False)
+    # What is stretched or cut twice cannot be compared.
     ready = processor(
         images=list(images_BCHW),
         input_data_format="channels_first",
@@ -307,8 +313,8 @@ def _compare(library: Any, pretrained: PretrainedEncoder, images_BCHW: Tensor, f
         do_center_crop=False,
         return_tensors="pt",
     )
-    theirs = model.eval()(ready["pixel_values"]).last_hidden_state
-    return [difference("tokens", theirs, tokens_of(pretrained, images_BCHW))]
+    pixels_BCHW: Tensor = ready["pixel_values"]
+    return pixels_BCHW
 
 
 @contextmanager
